@@ -1,0 +1,1 @@
+"""jscc-edge: deployable receivers for deep joint source-channel coding."""

@@ -1,0 +1,1 @@
+"""Calibration: from a bundle to a bundle of lower precision. Empty until its first pass lands."""
