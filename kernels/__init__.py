@@ -1,0 +1,1 @@
+"""Hand-written kernels: one folder each, with reference.py as the specification."""

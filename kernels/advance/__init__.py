@@ -1,0 +1,1 @@
+"""One row of a sampler's table applied to the state."""

@@ -1,0 +1,1 @@
+"""Standard normal numbers from a counter, the same bits on every machine."""
