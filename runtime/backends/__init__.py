@@ -1,0 +1,1 @@
+"""Backends: engine libraries that run a stage's graph. One file each."""

@@ -1,0 +1,68 @@
+"""Backend and Session: an engine library, and one stage loaded in it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from jscc.runtime.manifest import StageEntry
+from jscc.runtime.ports import Array, Port
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Session(Protocol):
+    """One stage, ready to run; `run` may be called from several threads at once."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What it takes."""
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What it returns."""
+
+    @property
+    def provider(self) -> str:
+        """What it really runs on."""
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What was asked for and not done, and why."""
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the stage once.
+
+        Raises:
+            DataError: ``E_PORT``, an array is not what its port says.
+            UnavailableError: ``E_MEMORY``, the device has too little memory; ``E_RUN``, the
+                engine failed.
+        """
+
+
+class Backend(Protocol):
+    """An engine library with its settings."""
+
+    @property
+    def name(self) -> str:
+        """Engine library and version."""
+
+    def load(
+        self, stage: str, entry: StageEntry, graph: bytes, external: Mapping[str, memoryview]
+    ) -> Session:
+        """Load one stage.
+
+        Args:
+            stage: Its name, for messages.
+            entry: What the manifest says of it.
+            graph: The ONNX file.
+            external: Its weight files by the location that the graph gives them.
+
+        Raises:
+            BundleError: ``E_GRAPH_LOAD``, the engine refuses the graph.
+            UnavailableError: ``E_EP_MISSING``, none of the wanted providers is there.
+        """
+
+    def fallback(self) -> "Backend | None":
+        """The same library without its first choice of provider; None where no other is left."""

@@ -1,0 +1,151 @@
+"""jscc doctor: what this machine can run, what is missing, and the command that adds it.
+
+NOTE: every import that may be missing on the machine under examination waits for its check.
+"""
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jscc.runtime.commands.options import add_engine, add_json, make_parser
+from jscc.runtime.errors import JsccError
+from jscc.runtime.machine import (
+    Machine,
+    Provider,
+    describe_machine,
+    probe_providers,
+    software,
+    version_of,
+)
+from jscc.runtime.terminal import INSTALL, pairs, say, say_json, table
+
+OK, ABSENT, FAILED = "ok", "absent", "FAILED"
+_PYTHON = (3, 10)
+_DEVICE = ("numpy", "onnxruntime", "PIL")
+_HOST = ("torch", "onnx", "onnxscript", "safetensors")
+# Listed by the engine, but it calls a service on the network: nothing of a bundle runs there.
+_REMOTE = ("AzureExecutionProvider",)
+_UNAVAILABLE = 69
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        state: `OK`, `ABSENT` (only some uses need it) or `FAILED`.
+        found: What was found.
+        remedy: The command or step that helps; empty if nothing is wrong.
+    """
+
+    name: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``jscc doctor [--bundle B]``; 69 if a device could not receive here."""
+    parser = make_parser("doctor", "Show what this machine can run and what is missing.")
+    parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="run its self-test here too")
+    add_engine(parser)
+    add_json(parser)
+    options = parser.parse_args(arguments)
+    machine = describe_machine()
+    checks = [_python(), *map(_module, _DEVICE), *_providers(machine)]
+    checks += [_module(name, needed=False) for name in _HOST]
+    if options.bundle is not None:
+        checks.append(_selftest(options.bundle, options.providers, options.threads))
+    if options.json:
+        items = [dataclasses.asdict(check) for check in checks]
+        say_json({"checks": items, "machine": dataclasses.asdict(machine), "software": software()})
+    else:
+        say(_text(machine, checks))
+    return _UNAVAILABLE if any(check.state == FAILED for check in checks) else 0
+
+
+def _text(machine: Machine, checks: Sequence[Check]) -> str:
+    rows = [(check.name, check.state, check.found) for check in checks]
+    wrong = [check for check in checks if check.remedy]
+    parts = [software(), pairs(_machine(machine)), table(rows)]
+    if wrong:
+        remedies = {f"{check.name}:": check.remedy for check in wrong}
+        parts.append("What to do\n" + pairs(remedies))
+    return "\n\n".join(parts)
+
+
+def _machine(machine: Machine) -> Mapping[str, str]:
+    memory = "unknown"
+    if machine.memory_mib is not None:
+        memory = f"{machine.memory_mib} MiB, {machine.available_mib} MiB available"
+    return {
+        "system": f"{machine.system}, {machine.architecture}",
+        "processor": machine.cpu,
+        "threads": str(machine.threads),
+        "instructions": " ".join(machine.features) or "unknown",
+        "memory": memory,
+        "NVIDIA device": "yes" if machine.nvidia else "none visible",
+    }
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] >= _PYTHON:
+        return Check("python", OK, version)
+    wanted = ".".join(map(str, _PYTHON))
+    return Check("python", FAILED, version, f"install Python {wanted} or newer")
+
+
+def _module(name: str, *, needed: bool = True) -> Check:
+    """Whether a module imports; those that only exporting needs are looked up, not imported."""
+    if not needed:
+        version = version_of(name)
+        if version is None:
+            return Check(name, ABSENT, "needed to export", INSTALL[name])
+        return Check(name, OK, version)
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # a broken installation raises anything
+        return Check(name, FAILED, f"{type(error).__name__}: {error}", INSTALL[name])
+    return Check(name, OK, str(getattr(module, "__version__", "")))
+
+
+def _providers(machine: Machine) -> list[Check]:
+    """One check for each execution provider, and one for a device that no provider uses."""
+    try:
+        found = [provider for provider in probe_providers() if provider.name not in _REMOTE]
+    except Exception as error:  # no engine, or a broken one; its own check names the remedy
+        return [Check("providers", FAILED, f"{type(error).__name__}: {error}", "see onnxruntime")]
+    checks = [_provider(provider) for provider in found]
+    if machine.nvidia and not any(p.works and p.name.startswith("CUDA") for p in found):
+        remedy = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+        checks.append(Check("CUDA", ABSENT, "a device that no provider uses", remedy))
+    return checks
+
+
+def _provider(provider: Provider) -> Check:
+    name = provider.name.removesuffix("ExecutionProvider") + " provider"
+    if provider.works:
+        return Check(name, OK, "a session starts")
+    state = FAILED if provider.name.startswith("CPU") else ABSENT
+    return Check(name, state, provider.reason, "install its libraries, or do without it")
+
+
+def _selftest(path: Path, providers: Sequence[str] | None, threads: int | None) -> Check:
+    """Whether a bundle decodes its own test here."""
+    name = "bundle"
+    try:
+        engine = importlib.import_module("jscc.runtime.commands.engine")
+        bundle = importlib.import_module("jscc.runtime.bundle").Bundle.open(path)
+        if bundle.manifest.selftest is None:
+            return Check(name, ABSENT, "verified, but it has no self-test", "export it again")
+        with engine.load_receiver(bundle, providers, threads, strict=False):
+            return Check(name, OK, f"verified, self-test passed, sha256 {bundle.sha256[:16]}…")
+    except JsccError as error:
+        return Check(name, FAILED, str(error), "see the line above")
+    except ModuleNotFoundError as error:
+        return Check(name, FAILED, f"module {error.name!r} is missing", "see the lines above")

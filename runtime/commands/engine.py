@@ -1,0 +1,174 @@
+"""Engine: what the commands that run a bundle set up the same way."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from jscc.runtime.backends.base import Backend, Session
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.bundle import Bundle
+from jscc.runtime.commands.options import providers
+from jscc.runtime.errors import ImageError, SymbolsError, UsageError
+from jscc.runtime.image_files import MAX_BYTES, decode_image
+from jscc.runtime.manifest import Manifest, StageEntry
+from jscc.runtime.npy import read_npy
+from jscc.runtime.ports import Array, Port
+from jscc.runtime.receiver import Receiver
+from jscc.runtime.terminal import Progress, notice
+from jscc.runtime.transmitter import Transmitter
+from jscc.runtime.trust import Asset, open_regular, read_span, size_of
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_SIDE_BYTES = 2**26
+_IMAGES = Asset(ImageError, "E_IMG", "Name an image file")
+_SIDES = Asset(SymbolsError, "E_SIDE", "Name a .npy file of float32")
+
+
+@dataclass(frozen=True)
+class CountedSession:
+    """A session that counts its runs."""
+
+    stage: str
+    session: Session
+    progress: Progress
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """As the session underneath."""
+        return self.session.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """As the session underneath."""
+        return self.session.outputs
+
+    @property
+    def provider(self) -> str:
+        """As the session underneath."""
+        return self.session.provider
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """As the session underneath."""
+        return self.session.fallbacks
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the stage, then count."""
+        outputs = self.session.run(arrays)
+        self.progress.advance(self.stage)
+        return outputs
+
+
+@dataclass(frozen=True)
+class CountedBackend:
+    """A backend whose sessions count their runs, so that steps and tiles show on a terminal."""
+
+    backend: Backend
+    progress: Progress
+
+    @property
+    def name(self) -> str:
+        """As the backend underneath."""
+        return self.backend.name
+
+    def load(
+        self, stage: str, entry: StageEntry, graph: bytes, external: Mapping[str, memoryview]
+    ) -> Session:
+        """Load a stage in the backend underneath."""
+        session = self.backend.load(stage, entry, graph, external)
+        return CountedSession(stage, session, self.progress)
+
+    def fallback(self) -> Backend | None:
+        """As the backend underneath, counted too."""
+        backend = self.backend.fallback()
+        return None if backend is None else CountedBackend(backend, self.progress)
+
+
+@contextmanager
+def counted_backend(
+    what: str, names: Sequence[str] | None, threads: int | None
+) -> Iterator[Backend]:
+    """The engine on the providers `names` (default cpu) with a line of progress while it works."""
+    progress = Progress(what)
+    try:
+        yield CountedBackend(
+            OnnxRuntimeBackend(providers=providers(names), threads=threads), progress
+        )
+    finally:
+        progress.close()
+
+
+@contextmanager
+def load_transmitter(
+    bundle: Bundle, names: Sequence[str] | None, threads: int | None
+) -> Iterator[Transmitter]:
+    """The transmitter of `bundle`."""
+    with counted_backend("send", names, threads) as backend:
+        yield Transmitter(bundle, backend=backend)
+
+
+@contextmanager
+def load_receiver(
+    bundle: Bundle, names: Sequence[str] | None, threads: int | None, *, strict: bool
+) -> Iterator[Receiver]:
+    """The receiver of `bundle`, after its self-test."""
+    with counted_backend("receive", names, threads) as backend:
+        yield Receiver(bundle, backend=backend, strict_snr=strict)
+
+
+def read_picture(path: Path, max_pixels: int) -> Pixels:
+    """Read an image file; what had to be changed is said on stderr.
+
+    Returns:
+        uint8[height, width, 3], RGB, upright.
+
+    Raises:
+        ImageError: ``E_IMG_MISSING``, ``E_IMG_FILETYPE``; and as `decode_image`.
+        StorageError: ``E_IO``, reading failed.
+    """
+    with open_regular(path.resolve(), asset=_IMAGES) as descriptor:
+        size = size_of(descriptor)
+        if size > MAX_BYTES:
+            raise ImageError(
+                "E_IMG_SIZE",
+                f"image {str(path)!r}: got {size} bytes, expected at most {MAX_BYTES}. "
+                "Compress it.",
+            )
+        data, _ = read_span(descriptor, str(path), 0, size, asset=_IMAGES)
+    picture = decode_image(str(path), data.tobytes(), max_pixels=max_pixels)
+    for text in picture.notices:
+        notice(text)
+    return picture.pixels
+
+
+def read_side(manifest: Manifest, path: Path | None) -> dict[str, Array]:
+    """The side input of a bundle that wants one, from a ``.npy`` file of float32.
+
+    Raises:
+        UsageError: ``E_SIDE``, a file for a bundle that takes no side input, or several.
+        SymbolsError: ``E_SIDE_…``, ``E_NPY``, ``E_SIDE_NONFINITE``: the file cannot be used.
+        StorageError: ``E_IO``, reading failed.
+    """
+    if path is None:
+        return {}
+    if len(manifest.side_inputs) != 1:
+        names = ", ".join(manifest.side_inputs) or "none"
+        raise UsageError(
+            "E_SIDE",
+            f"--context: got a file, expected a bundle with one side input; this one has {names}. "
+            "Leave it out.",
+        )
+    with open_regular(path.resolve(), asset=_SIDES) as descriptor:
+        size = size_of(descriptor)
+        if size > MAX_SIDE_BYTES:
+            raise _SIDES.refuse("SIZE", str(path), f"{size} bytes", f"at most {MAX_SIDE_BYTES}")
+        data, _ = read_span(descriptor, str(path), 0, size, asset=_SIDES)
+    array = read_npy(data, str(path), dtypes=("float32",), error=SymbolsError)
+    if not np.isfinite(array).all():
+        raise _SIDES.refuse("NONFINITE", str(path), "values that are not finite", "finite ones")
+    return {manifest.side_inputs[0]: array}

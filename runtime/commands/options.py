@@ -1,0 +1,149 @@
+"""Options: arguments that several commands take, read the same way by each."""
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jscc.runtime.terminal import Parser
+
+MAX_SEED = 2**63 - 1
+
+
+def decibels(text: str) -> float:
+    """A finite number of dB."""
+    value = _number(text)
+    if abs(value) > 1000:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected -1000 to 1000 dB")
+    return value
+
+
+def gain(text: str) -> complex:
+    """``RE,IM`` as a complex number that is not zero."""
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected RE,IM such as 0.6,-0.8")
+    value = complex(_number(parts[0]), _number(parts[1]))
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a gain other than 0")
+    return value
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """``HEIGHTxWIDTH`` in pixels."""
+    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if 0 in size:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH such as 512x768")
+    return size
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 to 100 000."""
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to 100000")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A seed or frame number, from 0 to 2^63 - 1."""
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to {MAX_SEED}")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A finite number from 0 up."""
+    value = _number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or more")
+    return value
+
+
+def level(text: str) -> float:
+    """A share of the noise schedule, above 0 and at most 1."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected more than 0 and at most 1")
+    return value
+
+
+def make_parser(command: str, description: str) -> Parser:
+    """The parser of ``jscc <command>``."""
+    return Parser(prog=f"jscc {command}", description=description, allow_abbrev=False)
+
+
+def add_csi(parser: Parser) -> None:
+    """``--snr`` and ``--gain``."""
+    parser.add_argument("--snr", type=decibels, metavar="DB", help="signal-to-noise ratio in dB")
+    parser.add_argument(
+        "--gain", type=gain, metavar="RE,IM", help="complex gain of the channel (default 1,0)"
+    )
+
+
+def add_engine(parser: Parser) -> None:
+    """``--provider`` and ``--threads``."""
+    parser.add_argument(
+        "--provider",
+        action="append",
+        dest="providers",
+        metavar="NAME",
+        help="where to run, such as cpu, cuda or tensorrt; repeat for a list (default cpu)",
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="processor threads (default all available)"
+    )
+
+
+def add_sampling(parser: Parser) -> None:
+    """``--seed``, ``--sampler``, ``--steps``, ``--start``, ``--start-level``, ``--guidance``."""
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="of the receiver's noise (default 0)"
+    )
+    parser.add_argument("--sampler", metavar="NAME", help="such as ddim (default: the bundle's)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="default: the bundle's")
+    parser.add_argument(
+        "--start",
+        choices=("noise", "received"),
+        help="begin from noise, or from the received image's own latent",
+    )
+    parser.add_argument(
+        "--start-level",
+        type=level,
+        metavar="X",
+        help="share of the noise schedule to run, above 0 and at most 1",
+    )
+    parser.add_argument("--guidance", type=number, metavar="X", help="weight of the guide")
+
+
+def add_output(parser: Parser, metavar: str, text: str, *, required: bool = True) -> None:
+    """``-o`` and ``--force``."""
+    parser.add_argument("-o", "--output", type=Path, required=required, metavar=metavar, help=text)
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+
+
+def add_json(parser: Parser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def providers(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The providers to ask the engine for."""
+    return tuple(given) if given else ("cpu",)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a finite number")
+    return value
+
+
+def display(path: Path) -> str:
+    """`path` as text, for results."""
+    return os.fsdecode(path)

@@ -1,0 +1,349 @@
+"""Manifest: what a bundle's ``manifest.json`` says, read strictly.
+
+The dataclasses below are format 1. Units stand in the names (``_db``); shapes are symbolic as in
+`jscc.runtime.ports`. The runtime never branches on `Manifest.system`.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from jscc.runtime.declared import Check, read, refuse, shown, write
+from jscc.runtime.errors import BundleError
+from jscc.runtime.ports import DTYPES, Dim, Port
+from jscc.runtime.trust import is_flat_name, strict_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"  # its hash, as sha256sum writes it
+MANIFEST_LIMIT = 1_000_000  # bytes
+TENSOR_DTYPES = (*DTYPES, "complex64")
+FILE_LIMIT = 1 << 36  # bytes; 64 GiB
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_DIM = re.compile(r"[a-z][a-z0-9_]{0,31}(/[1-9][0-9]{0,3})?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # control, direction, surrogate, line separators
+
+
+def _is_text(text: str) -> bool:
+    return len(text) <= 500 and not any(unicodedata.category(sign) in _HIDDEN for sign in text)
+
+
+def _is_dim(dim: Dim) -> bool:
+    return _DIM.fullmatch(dim) is not None if isinstance(dim, str) else 1 <= dim < 1 << 31
+
+
+def _is_port(port: Port) -> bool:
+    named = _NAME.fullmatch(port.name) is not None and port.dtype in DTYPES
+    return named and len(port.shape) <= 8 and all(_is_dim(dim) for dim in port.shape)
+
+
+def _within(low: float, high: float) -> Check:
+    return Check(lambda value: low <= value <= high, f"{low} to {high}")
+
+
+Name = Annotated[str, Check(lambda text: _NAME.fullmatch(text) is not None, "a name like 'snr_db'")]
+Text = Annotated[str, Check(_is_text, "at most 500 printable characters")]
+Sha256 = Annotated[
+    str, Check(lambda text: _SHA256.fullmatch(text) is not None, "64 lower-case hex digits")
+]
+FileName = Annotated[
+    str,
+    Check(
+        is_flat_name,
+        "a plain file name, or one in graphs/ (.onnx, .data) or tensors/ (.npy)",
+        "E_BUNDLE_PATH",
+    ),
+]
+Ports = Annotated[
+    tuple[
+        Annotated[
+            Port,
+            Check(
+                _is_port,
+                f"a lower-case name, a dtype of {', '.join(DTYPES)}, and 0 to 8 dimensions",
+            ),
+        ],
+        ...,
+    ],
+    Check(
+        lambda ports: len({port.name for port in ports}) == len(ports) > 0,
+        "one port or more, each name once",
+    ),
+]
+Span = Annotated[tuple[float, float], Check(lambda span: span[0] <= span[1], "[low, high]")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights come from.
+
+    Attributes:
+        name: File name of the checkpoint.
+        sha256: Its hash.
+        licence: Licence of the weights, in the words of their authors.
+        overrides: Checks that the exporter was told to pass over.
+    """
+
+    name: Text
+    sha256: Sha256
+    licence: Text
+    overrides: tuple[Text, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Hash and size (bytes) of one file of the bundle."""
+
+    sha256: Sha256
+    size: Annotated[int, _within(0, FILE_LIMIT)]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What is on the air.
+
+    Attributes:
+        planes: Real planes C; C/2 complex symbols per grid position.
+        stride: Image pixels per grid position, along height and width.
+        packing: ``halves``: the first C/2 planes are the real parts, the others the imaginary.
+        power: ``unit_per_image``: unit mean power over all symbols of one image.
+        snr_db_range: What the networks were trained on.
+        snr_db_default: Where nothing else is said.
+        csi_inputs: What the receiver's graphs are told of the channel.
+        transmitter_csi: Whether the transmitter needs `Csi` too.
+        equalisation: What the receiver does with the gain before its graphs.
+        power_range: Mean power of received symbols that is decoded at all.
+    """
+
+    planes: Annotated[
+        int, _within(2, 4096), Check(lambda planes: planes % 2 == 0, "an even number")
+    ]
+    stride: Annotated[int, _within(1, 1024)]
+    packing: Literal["halves"]
+    power: Literal["unit_per_image"]
+    snr_db_range: Span
+    snr_db_default: float
+    csi_inputs: tuple[Literal["snr_db", "gain"], ...]
+    transmitter_csi: bool
+    equalisation: Literal["none", "zero_forcing"]
+    power_range: Annotated[Span, Check(lambda span: span[0] > 0.0, "powers above 0")]
+
+
+@dataclass(frozen=True)
+class ImageContract:
+    """What images are accepted and how they are cut, in pixels.
+
+    Attributes:
+        multiple: Height and width are padded to a multiple of this.
+        short_edge: Images with a shorter short edge are enlarged to it; 0 never enlarges.
+        rounding: How [0, 1] becomes 0..255 in the end.
+        tile: Edge of a tile; 0 never tiles.
+        overlap: What neighbouring tiles share.
+        max_pixels: Largest padded image.
+    """
+
+    multiple: Annotated[int, _within(1, 1024)]
+    short_edge: Annotated[int, _within(0, 8192)]
+    rounding: Literal["truncate", "nearest"]
+    tile: Annotated[int, _within(0, 16384)]
+    overlap: Annotated[int, _within(0, 8192)]
+    max_pixels: Annotated[int, _within(1, 1 << 28)]
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One graph, its ports, and whether it may run tile by tile."""
+
+    graph: FileName
+    opset: Annotated[int, _within(1, 64)]
+    tiled: bool
+    inputs: Ports
+    outputs: Ports
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A constant stored in the bundle as ``.npy``."""
+
+    file: FileName
+    dtype: Annotated[str, Check(lambda dtype: dtype in TENSOR_DTYPES, f"one of {TENSOR_DTYPES}")]
+    shape: Annotated[
+        tuple[Annotated[int, _within(1, (1 << 31) - 1)], ...],
+        Check(lambda shape: len(shape) <= 8, "at most 8 dimensions"),
+    ]
+
+
+@dataclass(frozen=True)
+class LoopStep:
+    """A step of the program that runs the loop of this name."""
+
+    loop: Name
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """Noise levels that the network was trained on: the betas' first, last and how many."""
+
+    kind: Name
+    first: Annotated[float, _within(0.0, 1.0)]
+    last: Annotated[float, _within(0.0, 1.0)]
+    timesteps: Annotated[int, _within(1, 10_000)]
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """The default way through the schedule.
+
+    Attributes:
+        name: Sampler, by its file name in ``runtime/samplers``.
+        steps: Steps of the loop.
+        start: From noise, or from the received image's own latent.
+        start_level: Share of the schedule that is run, in (0, 1]; None follows the SNR.
+        guidance: Weight of the guide; 0 for none.
+    """
+
+    name: Name
+    steps: Annotated[int, _within(1, 10_000)]
+    start: Literal["noise", "received"]
+    start_level: Annotated[float, Check(lambda level: 0 < level <= 1, "0 < level <= 1")] | None
+    guidance: Annotated[float, _within(0.0, 1e9)]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A stage run once per noise level.
+
+    Attributes:
+        state: Input port that the sampler advances; afterwards a named tensor.
+        start: Named tensor that the ``received`` start begins from.
+        guide: Named tensor that the clean estimate is pulled to, or None.
+        schedule: Noise levels.
+        sampler: Defaults.
+    """
+
+    state: Name
+    start: Name | None
+    guide: Name | None
+    schedule: ScheduleSpec
+    sampler: SamplerSpec
+
+
+@dataclass(frozen=True)
+class ParityEntry:
+    """How far one output is from torch, on an image of `size` (height, width).
+
+    `psnr_db` is None where nothing differs.
+    """
+
+    max_abs: Annotated[float, _within(0.0, 1e9)]
+    psnr_db: float | None
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SelftestCsi:
+    """The `Csi` of the self-test; `gain` is (real, imaginary)."""
+
+    snr_db: float
+    gain: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Selftest:
+    """A decode with a known answer, run before the first image.
+
+    Attributes:
+        symbols: Bundle tensor, complex64[planes/2, rows, columns].
+        image: Bundle tensor, uint8[height, width, 3]: the expected image.
+        csi: What the receiver is told.
+        seed: Seed of the noise.
+        steps: Steps of the loop, if there is one.
+        psnr_floor_db: Least PSNR between the decoded and the expected image.
+    """
+
+    symbols: Name
+    image: Name
+    csi: SelftestCsi
+    seed: Annotated[int, _within(0, (1 << 63) - 1)]
+    steps: Annotated[int, _within(0, 10_000)]
+    psnr_floor_db: Annotated[float, _within(0.0, 1000.0)]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bundle's own description. See the classes above for the parts.
+
+    Attributes:
+        system: Published method, free text.
+        variant: Which of its variants, free text.
+        made_by: Exporter and version.
+        files: Every file of the bundle but the manifest and its hash.
+        stages: Graphs by stage name; ``encode`` is the transmitter's, the others the receiver's.
+        tensors: Constants by name.
+        program: What the receiver runs, in order.
+        loops: Loops by the name of their stage.
+        image_output: Named tensor that is the received image, float32 in [0, 1].
+        side_inputs: Named tensors that the host provides with each image.
+        precision: Free text, ``fp32``.
+        calibration: Record of the calibration; any JSON.
+        parity: Measured difference to torch, by stage and output port.
+        quality: Quality card; any JSON.
+    """
+
+    system: Text
+    variant: Text
+    made_by: Text
+    source: Source
+    signal: Signal
+    image: ImageContract
+    stages: Mapping[Name, StageEntry]
+    program: Annotated[tuple[Name | LoopStep, ...], Check(bool, "one step or more")]
+    image_output: Name
+    tensors: Mapping[Name, TensorEntry] = field(default_factory=dict)
+    loops: Mapping[Name, Loop] = field(default_factory=dict)
+    side_inputs: tuple[Name, ...] = ()
+    precision: Text = "fp32"
+    calibration: Mapping[str, object] | None = None
+    parity: Mapping[Name, Mapping[Name, ParityEntry]] = field(default_factory=dict)
+    selftest: Selftest | None = None
+    quality: Mapping[str, object] | None = None
+    files: Mapping[FileName, FileEntry] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read the bytes of a ``manifest.json``; `check_coherence` then holds its parts together.
+
+    Raises:
+        BundleError: ``E_MANIFEST`` naming the JSON pointer; ``E_MANIFEST_VERSION``, a newer
+            format; ``E_BUNDLE_PATH``, a file name that is not plain.
+    """
+    tree = strict_json(data, limit=MANIFEST_LIMIT)
+    if not isinstance(tree, dict):
+        raise refuse("", shown(tree), "an object")
+    number = tree.get("format")
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise refuse("/format", shown(number), "a whole number from 1 up")
+    if number > FORMAT:
+        raise BundleError(
+            "E_MANIFEST_VERSION",
+            f"bundle is format {number}, this runtime reads ≤ {FORMAT}: update jscc-edge",
+        )
+    manifest: Manifest = read(Manifest, tree)
+    return manifest
+
+
+def serialise_manifest(manifest: Manifest) -> bytes:
+    """The bytes of ``manifest.json``: sorted keys, newline at the end; never unreadable ones.
+
+    Raises:
+        BundleError: What `parse_manifest` raises for these bytes.
+    """
+    data = json.dumps(write(manifest), sort_keys=True, indent=1).encode() + b"\n"
+    parse_manifest(data)
+    return data

@@ -1,0 +1,328 @@
+"""Receiver: symbols to images.
+
+Signal flow, with a program of a latent diffusion system as the example::
+
+    symbols, Csi ─ admit, equalise ─▶ received, snr_db, gain
+                                         │  the bundle's program
+                                         ▼
+                    decode ─ condition ─ loop(denoise) ─ render ─▶ image ─ crop, shrink ─▶ pixels
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from jscc.runtime.admission import check_dtype
+from jscc.runtime.backends.base import Backend
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.bundle import Bundle
+from jscc.runtime.csi import Csi
+from jscc.runtime.errors import ImageError, JsccError, UnavailableError
+from jscc.runtime.job import Job, Request, Rules
+from jscc.runtime.loop import Choices
+from jscc.runtime.manifest import Selftest
+from jscc.runtime.noise import NoiseSource, PhiloxNoise
+from jscc.runtime.ports import Array
+from jscc.runtime.preprocess import from_network, restore
+from jscc.runtime.program import Run, Trace, load_program
+from jscc.runtime.record import LoopRecord, Record
+from jscc.runtime.schedule import schedule_from
+from jscc.runtime.selftest import empty_sides, failure_of
+from jscc.runtime.tiling import tile_image
+
+Pixels = npt.NDArray[np.uint8]
+Symbols = npt.NDArray[np.complex64]
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+
+class Captioner(Protocol):
+    """Describes an image in the system's own text space."""
+
+    def __call__(self, image: Pixels) -> Floats:
+        """float32[1, tokens, width] of uint8[height, width, 3]."""
+
+
+class Receiver:
+    """The receiver's side of a bundle; immutable, so that threads may share it.
+
+    Args:
+        bundle: What to run.
+        backend: Engine; by default ONNX Runtime on the CPU.
+        captioner: Asked for the bundle's side input where a call does not give it.
+        noise: Source of the samplers' noise; by default `PhiloxNoise`.
+        selftest: Decode the bundle's known symbols first.
+        strict_snr: Refuse an SNR outside the trained range instead of clamping it.
+        max_pixels: Largest padded image; by default what the bundle says.
+
+    Raises:
+        BundleError: ``E_GRAPH_LOAD``, the engine refuses a graph; ``E_BUNDLE_INCONSISTENT``, the
+            self-test cannot run.
+        UnavailableError: ``E_EP_MISSING``; ``E_SELFTEST``, the known image comes out wrong on
+            every provider that the backend may use.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: Backend | None = None,
+        captioner: Captioner | None = None,
+        noise: NoiseSource | None = None,
+        selftest: bool = True,
+        strict_snr: bool = False,
+        max_pixels: int | None = None,
+    ) -> None:
+        manifest = bundle.manifest
+        self._bundle = bundle
+        self._captioner = captioner
+        self._noise = noise or PhiloxNoise()
+        self._rules = Rules(
+            manifest,
+            {name: schedule_from(loop.schedule) for name, loop in manifest.loops.items()},
+            manifest.image.max_pixels if max_pixels is None else max_pixels,
+            strict_snr=strict_snr,
+            captioned=captioner is not None,
+        )
+        test = manifest.selftest if selftest else None
+        refusals: list[str] = []
+        chosen: Backend | None = backend or OnnxRuntimeBackend()
+        while chosen is not None:
+            self._backend_name = chosen.name
+            self._program = load_program(bundle, chosen)
+            self._fallbacks = (*refusals, *self._program.fallbacks)
+            failure = None if test is None else self._fails(test)
+            if failure is None:
+                return
+            refusals.append(failure.message)
+            chosen = chosen.fallback()
+            if chosen is None:
+                raise failure
+
+    def receive(
+        self,
+        symbols: Symbols,
+        csi: Csi,
+        *,
+        seed: int,
+        frame: int = 0,
+        sampler: str | None = None,
+        steps: int | None = None,
+        start: str | None = None,
+        start_level: float | None = None,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        side: Mapping[str, Array] | None = None,
+        erased: Mask | None = None,
+    ) -> tuple[Pixels, Record]:
+        """Receive one image.
+
+        Args:
+            symbols: complex64[planes / 2, rows, columns], as the radio delivers them, not yet
+                equalised; or all of them in a row when `size` is given.
+            csi: What is known of the channel.
+            seed: Of the sampler's noise, 0 to 2**64 - 1.
+            frame: Number of the image, 0 to 2**64 - 1; other numbers, other noise.
+            sampler: Instead of the bundle's.
+            steps: Instead of the bundle's.
+            start: ``noise`` or ``received``, instead of the bundle's.
+            start_level: Share of the schedule that a ``received`` start runs, in (0, 1].
+            guidance: Weight of the guide, instead of the bundle's.
+            size: (height, width) of the image that was sent; by default the whole padded grid.
+            side: The bundle's side inputs by name.
+            erased: True where a symbol never arrived, shaped like `symbols`.
+
+        Returns:
+            uint8[height, width, 3] of `size`, and what really ran.
+
+        Raises:
+            SymbolsError: ``E_SYM_DTYPE``, ``E_SYM_COUNT``, ``E_SYM_NONFINITE``, ``E_SYM_POWER``.
+            CsiError: ``E_CSI``, ``E_CSI_RANGE``.
+            ImageError: ``E_IMG_SIZE``; ``E_DECODE_NONFINITE``, the networks return no image.
+            UsageError: ``E_SAMPLER``, ``E_STEPS``, ``E_START``, ``E_GUIDANCE``, ``E_SEED``,
+                ``E_SIDE``, ``E_NO_LOOP``.
+            UnavailableError: ``E_MEMORY``, ``E_RUN``.
+        """
+        check_dtype(symbols, "symbols")
+        images, records = self.receive_batch(
+            symbols[None],
+            (csi,),
+            seed=seed,
+            frame=frame,
+            sampler=sampler,
+            steps=steps,
+            start=start,
+            start_level=start_level,
+            guidance=guidance,
+            size=size,
+            side=side,
+            erased=None if erased is None else erased[None],
+        )
+        return images[0], records[0]
+
+    def receive_batch(
+        self,
+        symbols: Symbols,
+        csis: Sequence[Csi],
+        *,
+        seed: int,
+        frame: int = 0,
+        sampler: str | None = None,
+        steps: int | None = None,
+        start: str | None = None,
+        start_level: float | None = None,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        side: Mapping[str, Array] | None = None,
+        erased: Mask | None = None,
+    ) -> tuple[Pixels, tuple[Record, ...]]:
+        """Receive images of one size together; image i has number ``frame + i``.
+
+        Args and errors as in `receive`, with a batch axis in front. Where one image is refused
+        none is received, and the message says which.
+
+        Returns:
+            uint8[batch, height, width, 3] and one record each.
+        """
+        begun = time.perf_counter()
+        choices = Choices(sampler, steps, start, start_level, guidance)
+        request = Request(
+            symbols, csis, seed, frame, choices, size, {} if side is None else side, erased
+        )
+        job = self._rules.check(request)
+        try:
+            return self._run(job, begun, ())
+        except UnavailableError as error:
+            if error.code != "E_MEMORY":
+                raise
+        # The engine has been built anew; smaller batches, then a single image once more.
+        count = len(job.admitted)
+        notes = ("ran out of memory: engine built anew" + ", images one by one" * (count > 1),)
+        results = [self._run(job.only(index), begun, notes) for index in range(count)]
+        images = np.concatenate([pixels for pixels, _ in results])
+        return images, tuple(record for _, records in results for record in records)
+
+    def _run(
+        self, job: Job, begun: float, notes: tuple[str, ...]
+    ) -> tuple[Pixels, tuple[Record, ...]]:
+        """Run the program on what was admitted."""
+        manifest, admitted = self._bundle.manifest, job.admitted
+        height, width = job.geometry.padded
+        contract = manifest.image
+        tiling = tile_image(
+            height,
+            width,
+            tile=contract.tile,
+            overlap=contract.overlap,
+            multiple=contract.multiple,
+        )
+        gains = [(image.csi.gain.real, image.csi.gain.imag) for image in admitted]
+        given: dict[str, Array] = {
+            "received": np.stack([image.planes for image in admitted]),
+            "snr_db": np.array([image.snr_db for image in admitted], np.float32),
+            "gain": np.array(gains, np.float32),
+            **job.side,
+        }
+        run = Run(
+            sizes={"batch": len(admitted), "height": height, "width": width},
+            tiling=tiling,
+            plans=job.plans,
+            noise=self._noise,
+            seed=job.seed,
+            frame=job.frame,
+            supply=self._caption,
+        )
+        trace = Trace()
+        tensors = self._program.execute(given, run, trace)
+        outputs = tensors[manifest.image_output].astype(np.float32, copy=False)
+        images = np.stack([self._finish(image, i, job) for i, image in enumerate(outputs)])
+        trace.add("total", begun)
+        records = [self._record(job, index, trace, notes) for index in range(len(admitted))]
+        return images, tuple(records)
+
+    def _finish(self, image: Floats, index: int, job: Job) -> Pixels:
+        """Check what the networks return and turn it into an image of the size that was sent."""
+        finite = bool(np.isfinite(image).all())
+        if not finite or float(image.min()) == float(image.max()):
+            got = "one colour only" if finite else "values that are not finite"
+            raise ImageError(
+                "E_DECODE_NONFINITE",
+                f"image {job.frame + index}: got {got} from finite symbols, expected an image. "
+                "Try a bundle of higher precision or another provider.",
+            )
+        pixels = from_network(image, self._bundle.manifest.image.rounding)
+        return restore(pixels, job.geometry)
+
+    def _caption(self, name: str, tensors: Mapping[str, Array]) -> Array | None:
+        """What the captioner says of each image that was decoded so far."""
+        if self._captioner is None or name not in self._bundle.manifest.side_inputs:
+            return None
+        decoded = self._decoded(tensors)
+        if decoded is None:
+            return None
+        pictures = [from_network(image, "truncate") for image in decoded]
+        return np.concatenate([self._captioner(picture) for picture in pictures])
+
+    def _decoded(self, tensors: Mapping[str, Array]) -> Floats | None:
+        """The first stage output that is an image."""
+        for stage in self._program.stages.values():
+            for port in stage.entry.outputs:
+                if port.shape[1:] == (3, "height", "width") and port.name in tensors:
+                    return tensors[port.name].astype(np.float32, copy=False)
+        return None
+
+    def _record(self, job: Job, index: int, trace: Trace, notes: tuple[str, ...]) -> Record:
+        manifest, image = self._bundle.manifest, job.admitted[index]
+        loops = {
+            name: LoopRecord(
+                plan.sampler, plan.steps, plan.start, plan.paths[index].level, plan.guidance
+            )
+            for name, plan in job.plans.items()
+        }
+        return Record(
+            bundle=self._bundle.sha256,
+            system=manifest.system,
+            precision=manifest.precision,
+            backend=self._backend_name,
+            providers=self._program.providers,
+            seed=job.seed,
+            frame=job.frame + index,
+            batch=len(job.admitted),
+            loops=loops,
+            snr_db_declared=float(image.csi.snr_db),
+            snr_db_used=float(image.snr_db),
+            snr_clamped=image.clamped,
+            snr_db_measured=image.snr_db_measured,
+            snr_suspect=image.suspect,
+            symbols=image.planes.size // 2,
+            missing=image.missing,
+            power=image.power,
+            fallbacks=(*self._fallbacks, *notes),
+            tiles=dict(trace.tiles),
+            times_ms=dict(trace.times_ms),
+        )
+
+    def _fails(self, test: Selftest) -> JsccError | None:
+        """Why the self-test fails on the program just loaded, or None."""
+        manifest = self._bundle.manifest
+        symbols = self._bundle.tensor(test.symbols)
+        expected = self._bundle.tensor(test.image)
+        stride = manifest.signal.stride
+        grid = (stride * symbols.shape[1], stride * symbols.shape[2])
+
+        def receive() -> Pixels:
+            return self.receive(
+                symbols,
+                Csi(test.csi.snr_db, complex(*test.csi.gain)),
+                seed=test.seed,
+                steps=test.steps if manifest.loops else None,
+                size=(expected.shape[0], expected.shape[1]),
+                side=empty_sides(manifest, grid),
+            )[0]
+
+        providers = ", ".join(sorted(set(self._program.providers.values())))
+        where = f"{self._backend_name} ({providers})"
+        return failure_of(receive, expected, test.psnr_floor_db, where)

@@ -1,0 +1,129 @@
+"""jscc doctor: what it says is so, what is missing has a remedy, the status tells programs."""
+
+import importlib
+import platform
+import sys
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from jscc.runtime import machine
+from jscc.runtime.commands import doctor
+from jscc.runtime.machine import Provider
+
+
+def checks(ran):
+    return {check["name"]: check for check in ran.json["checks"]}
+
+
+def test_a_machine_that_can_receive(jscc):
+    ran = jscc("doctor", "--json")
+    assert ran.status == 0
+    found = checks(ran)
+    assert found["python"]["found"] == platform.python_version()
+    assert found["numpy"]["found"] == np.__version__
+    assert found["onnxruntime"]["found"] == ort.__version__
+    assert found["CPU provider"]["state"] == "ok"
+    assert ran.json["machine"]["threads"] >= 1
+
+
+def test_the_text_says_the_same(jscc):
+    ran = jscc("doctor")
+    assert ran.status == 0
+    for words in (np.__version__, ort.__version__, "CPU provider", "processor", "MiB available"):
+        assert words in ran.out
+
+
+@pytest.mark.parametrize("module", ["numpy", "onnxruntime", "PIL"])
+def test_a_missing_package_has_a_remedy(jscc, monkeypatch, module):
+    real = importlib.import_module
+
+    def without(name):
+        if name == module:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    ran = jscc("doctor", "--json")
+    assert ran.status == 69
+    check = checks(ran)[module]
+    assert check["state"] == "FAILED"
+    assert check["found"] == f"ModuleNotFoundError: No module named {module!r}"
+    assert check["remedy"].startswith("pip install ")
+    ran = jscc("doctor")
+    assert f"{module}:" in ran.out[ran.out.index("What to do") :]
+
+
+def test_what_only_exporting_needs_is_no_failure(jscc, monkeypatch):
+    monkeypatch.setattr(doctor, "version_of", lambda name: None)
+    ran = jscc("doctor", "--json")
+    assert ran.status == 0
+    check = checks(ran)["torch"]
+    assert (check["state"], check["remedy"]) == ("absent", "pip install 'jscc-edge[export]'")
+
+
+def test_nothing_that_only_exporting_needs_is_imported(jscc, monkeypatch):
+    real = importlib.import_module
+    imported = []
+    monkeypatch.setattr(
+        importlib, "import_module", lambda name: imported.append(name) or real(name)
+    )
+    jscc("doctor")
+    assert "torch" not in imported
+
+
+def test_an_old_python(jscc, monkeypatch):
+    monkeypatch.setattr(doctor, "_PYTHON", (9, 9))
+    ran = jscc("doctor", "--json")
+    assert ran.status == 69
+    assert checks(ran)["python"]["remedy"] == "install Python 9.9 or newer"
+
+
+def test_providers_that_do_not_start(jscc, monkeypatch):
+    found = (
+        Provider("CPUExecutionProvider", True, ""),
+        Provider("CUDAExecutionProvider", False, "no driver"),
+        Provider("AzureExecutionProvider", True, ""),
+    )
+    monkeypatch.setattr(doctor, "probe_providers", lambda: found)
+    ran = jscc("doctor", "--json")
+    assert ran.status == 0
+    assert checks(ran)["CUDA provider"]["state"] == "absent"
+    assert checks(ran)["CUDA provider"]["found"] == "no driver"
+    assert "Azure provider" not in checks(ran)
+
+
+def test_a_device_that_no_provider_uses(jscc, monkeypatch):
+    monkeypatch.setattr(machine, "_NVIDIA", (sys.executable,))
+    cpu = (Provider("CPUExecutionProvider", True, ""),)
+    monkeypatch.setattr(doctor, "probe_providers", lambda: cpu)
+    ran = jscc("doctor", "--json")
+    assert ran.status == 0
+    remedy = checks(ran)["CUDA"]["remedy"]
+    assert remedy == "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+
+
+def test_the_self_test_of_a_bundle(jscc, codec, shared_bundles):
+    ran = jscc("doctor", "--bundle", codec, "--json")
+    assert ran.status == 0
+    assert checks(ran)["bundle"]["state"] == "ok"
+    assert "self-test passed" in checks(ran)["bundle"]["found"]
+    ran = jscc("doctor", "--bundle", shared_bundles["diffusion"].path, "--json")
+    assert ran.status == 0
+    assert checks(ran)["bundle"]["state"] == "absent"
+
+
+def test_a_self_test_that_fails(jscc, codec, monkeypatch):
+    monkeypatch.setattr("jscc.runtime.selftest.psnr_db", lambda image, expected: 3.0)
+    ran = jscc("doctor", "--bundle", codec, "--json")
+    assert ran.status == 69
+    assert checks(ran)["bundle"]["state"] == "FAILED"
+    assert "[E_SELFTEST]" in checks(ran)["bundle"]["found"]
+
+
+def test_a_damaged_bundle(jscc, codec_bundle):
+    (codec_bundle.path / "SOURCE.md").write_text("changed")
+    ran = jscc("doctor", "--bundle", codec_bundle.path, "--json")
+    assert ran.status == 69
+    assert "SOURCE.md: got " in checks(ran)["bundle"]["found"]

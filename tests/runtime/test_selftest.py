@@ -1,0 +1,44 @@
+"""Self-test: what counts as failed, and what it is called."""
+
+import numpy as np
+import pytest
+
+from jscc.runtime.errors import BundleError, DataError, ImageError, UnavailableError
+from jscc.runtime.selftest import failure_of, psnr_db
+
+KNOWN = np.full((4, 5, 3), 100, np.uint8)
+
+
+def test_psnr():
+    assert psnr_db(KNOWN, KNOWN) == np.inf
+    assert psnr_db(KNOWN + np.uint8(1), KNOWN) == pytest.approx(48.1308, abs=1e-4)
+    assert psnr_db(np.zeros_like(KNOWN), np.full_like(KNOWN, 255)) == 0.0
+
+
+def test_an_image_above_the_floor_passes():
+    assert failure_of(lambda: KNOWN + np.uint8(1), KNOWN, 48.0, "cpu") is None
+
+
+def test_an_image_below_the_floor_fails():
+    failure = failure_of(lambda: KNOWN + np.uint8(10), KNOWN, 35.0, "ort 1 (cpu)")
+    assert isinstance(failure, UnavailableError)
+    assert failure.code == "E_SELFTEST"
+    assert "on ort 1 (cpu): got an image 28.1 dB from the known one, expected 35 dB" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "code"),
+    [
+        (ImageError("E_DECODE_NONFINITE", "image 0: got NaN"), UnavailableError, "E_SELFTEST"),
+        (DataError("E_PORT", "stage 'decode': got"), BundleError, "E_BUNDLE_INCONSISTENT"),
+        (UnavailableError("E_RUN", "stage 'decode': got"), BundleError, "E_BUNDLE_INCONSISTENT"),
+    ],
+)
+def test_errors_are_failures_too(raised, kind, code):
+    def receive():
+        raise raised
+
+    failure = failure_of(receive, KNOWN, 35.0, "cpu")
+    assert isinstance(failure, kind)
+    assert failure.code == code
+    assert raised.message in failure.message
