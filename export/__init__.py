@@ -1,0 +1,1 @@
+"""Export: from a trained checkpoint to a bundle. The only package that imports torch."""

@@ -1,0 +1,163 @@
+"""Command ``jscc-export`` (also ``jscc export``): from a trained checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from jscc.export.exporter import Order, export, raise_on_terminate
+from jscc.export.gather import gather
+from jscc.export.system import Options, find, names
+from jscc.runtime.errors import JsccError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jscc.runtime.bundle import Bundle
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    try:
+        arguments = _parser().parse_args(argv)
+        raise_on_terminate()
+        bundle = _run(arguments)
+    except JsccError as error:
+        sys.stderr.write(f"jscc-export: {error}\n")
+        return error.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("jscc-export: interrupted, nothing was written.\n")
+        return 130
+    _report(bundle)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jscc-export",
+        description="Convert a trained checkpoint into a bundle that runs without torch.",
+    )
+    parser.add_argument("--model", required=True, help=f"system: {', '.join(names())}")
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        metavar="FILE|DIR|HUB-ID",
+        help="trained weights; may be repeated to merge files; default: the reference weights",
+    )
+    parser.add_argument("--config", type=Path, help="config.yaml; default: beside the checkpoint")
+    parser.add_argument("--revision", help="revision of a HUB-ID")
+    parser.add_argument(
+        "--random-weights",
+        type=int,
+        metavar="SEED",
+        help="draw the weights that --config asks for instead of loading any, to measure speed",
+    )
+    parser.add_argument("--licence", default="unknown", help="licence of the weights, recorded")
+    parser.add_argument("--text", choices=("none", "fixed", "side"), default="none")
+    parser.add_argument("--prompt", default="", help="the text of --text fixed")
+    parser.add_argument("--vae", choices=("full",), default="full")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument("--size", default="dynamic", metavar="HxW|dynamic")
+    parser.add_argument(
+        "--short-edge",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="enlarge smaller images before sending, as DiffJSCC's own script does with 512",
+    )
+    parser.add_argument("--sampler", help="default sampler of the bundle")
+    parser.add_argument("--steps", type=int, help="default number of steps")
+    parser.add_argument("--start", choices=("noise", "received"), help="default start")
+    parser.add_argument("--start-level", type=float, help="default level of --start received, 0-1")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--single-file", action="store_true", help="write one file, not a folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jscc")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> Bundle:
+    system = find(arguments.model)
+    if arguments.prompt and arguments.text != "fixed":
+        raise UsageError(
+            "E_TEXT",
+            f"--prompt: got a prompt with --text {arguments.text}, expected --text fixed. "
+            "Add --text fixed or leave the prompt out.",
+        )
+    source, defaults = gather(
+        system,
+        tuple(arguments.checkpoint or ()),
+        config=arguments.config,
+        revision=arguments.revision,
+        licence=arguments.licence,
+        random_seed=arguments.random_weights,
+    )
+    order = Order(
+        name=arguments.model,
+        destination=arguments.output,
+        precision=arguments.precision,
+        size=parse_size(arguments.size),
+        overwrite=arguments.force,
+        single_file=arguments.single_file,
+        options=Options(
+            text=arguments.text,
+            prompt=arguments.prompt,
+            vae=arguments.vae,
+            short_edge=arguments.short_edge,
+            sampler=arguments.sampler or defaults.get("sampler"),
+            steps=arguments.steps or defaults.get("steps"),
+            start=arguments.start or defaults.get("start"),
+            start_level=arguments.start_level
+            if arguments.start_level is not None
+            else defaults.get("start_level"),
+        ),
+    )
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        return export(system, source, order, progress)
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """``512x768`` (height, width) to a pair, ``dynamic`` to None.
+
+    Raises:
+        UsageError: ``E_SIZE``, the text is neither.
+    """
+    if text == "dynamic":
+        return None
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if match is None:
+        raise UsageError(
+            "E_SIZE", f"--size: got {text!r}, expected HEIGHTxWIDTH or 'dynamic'. Write 512x768."
+        )
+    return int(match[1]), int(match[2])
+
+
+def _report(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    size = sum(entry.size for entry in manifest.files.values()) / 2**20
+    lines = [f"{bundle.path}: {manifest.system}, {manifest.precision}, {size:.1f} MiB"]
+    for stage, ports in sorted(manifest.parity.items()):
+        for port, parity in sorted(ports.items()):
+            lines.append(
+                f"  {stage}/{port}: differs from torch by {parity.max_abs:.1e} at most "
+                f"at {parity.size[0]}x{parity.size[1]}"
+            )
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -1,0 +1,320 @@
+"""Lowering: one stage of a plan to an ONNX graph, proved against torch at another size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import re
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from jscc.export.models.precision import halve
+from jscc.runtime.errors import CheckpointError, ParityError
+from jscc.runtime.manifest import ParityEntry, StageEntry
+from jscc.runtime.ports import Port, resolve, split_dim
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from jscc.export.system import StageSpec
+
+    Arrays = dict[str, npt.NDArray[np.float32]]
+
+# The exporter writes 18 whatever lower number is asked for and down-converts to invalid graphs;
+# 20 is the lowest with GELU as one operator, and the fastest of 18-24 in ONNX Runtime on a CPU.
+OPSET = 20
+# A protobuf message ends at 2 GiB; beyond this, weights go to a file of their own.
+EMBEDDED_BYTES = 256 << 20
+# Half precision rounds at 5e-4; what a deep network makes of it is recorded, and bounded here.
+HALF_TOLERANCE = 5e-2
+SYMBOLS = ("height", "width")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A stage on disk.
+
+    Attributes:
+        entry: What the manifest says of it.
+        files: Bundle file name → where it lies now.
+        parity: Difference to torch per output port.
+    """
+
+    entry: StageEntry
+    files: Mapping[str, Path]
+    parity: Mapping[str, ParityEntry]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Image sizes to trace and to prove at, in pixels; fixed if the bundle has one size only."""
+
+    multiple: int
+    fixed: tuple[int, int] | None = None
+
+    def traced(self) -> dict[str, int]:
+        """Sizes of the symbols while tracing."""
+        return self._sizes(batch=2, rows=2, columns=3)
+
+    def proved(self) -> dict[str, int]:
+        """Other sizes, all different, so that a transposed or specialised graph cannot pass."""
+        return self._sizes(batch=1, rows=4, columns=3)
+
+    def _sizes(self, batch: int, rows: int, columns: int) -> dict[str, int]:
+        if self.fixed is not None:
+            return {"batch": batch, "height": self.fixed[0], "width": self.fixed[1]}
+        unit = self.multiple * math.ceil(64 / self.multiple)
+        return {"batch": batch, "height": rows * unit, "width": columns * unit}
+
+    def fix(self, port: Port) -> Port:
+        """`port` with height and width as integers where the size is fixed."""
+        if self.fixed is None:
+            return port
+        sizes = dict(zip(SYMBOLS, self.fixed, strict=True))
+        shape = tuple(
+            sizes[split_dim(dim)[0]] // split_dim(dim)[1]
+            if isinstance(dim, str) and split_dim(dim)[0] in sizes
+            else dim
+            for dim in port.shape
+        )
+        return Port(port.name, port.dtype, shape)
+
+
+def lower(spec: StageSpec, folder: Path, sizes: Sizes, precision: str) -> Lowered:
+    """Write the stage to ``folder/<name>.onnx`` and check it against torch.
+
+    Raises:
+        CheckpointError: ``E_EXPORT_OP``, the network holds what ONNX has no operator for.
+        ParityError: ``E_PARITY``, the graph differs from torch by more than the stage tolerates.
+    """
+    module = spec.build().eval()
+    probe = examples(spec.inputs, sizes.proved(), seed=1)
+    reference = evaluate(module, spec, probe)
+    tolerance = spec.tolerance
+    if precision == "fp16":
+        module = halve(module)
+        tolerance = max(tolerance, HALF_TOLERANCE)
+    inputs = tuple(sizes.fix(port) for port in spec.inputs)
+    outputs = tuple(sizes.fix(port) for port in spec.outputs)
+    path = folder / f"{spec.name}.onnx"
+    _write_graph(spec, module, inputs, outputs, sizes, path)
+    del module
+    proved = sizes.proved()
+    size = (proved["height"], proved["width"])
+    parity = prove(spec, path, probe, reference, tolerance, size)
+    entry = StageEntry(
+        graph=f"graphs/{path.name}",
+        opset=OPSET,
+        tiled=spec.tiled,
+        inputs=inputs,
+        outputs=outputs,
+    )
+    files = {f"graphs/{file.name}": file for file in sorted(folder.glob(f"{path.name}*"))}
+    return Lowered(entry, files, parity)
+
+
+def examples(ports: tuple[Port, ...], sizes: Mapping[str, int], seed: int) -> Arrays:
+    """Inputs of plausible range for `ports`, drawn from `seed`."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for port in ports:
+        shape = resolve(port, sizes)
+        if port.name in ("image", "reconstruction"):
+            array = rng.random(shape)
+        elif port.name == "timestep":
+            array = rng.integers(0, 1000, shape).astype(np.float64)
+        elif port.name == "snr_db":
+            array = rng.uniform(0, 14, shape)
+        else:
+            array = rng.standard_normal(shape)
+        arrays[port.name] = array.astype(np.float32)
+    return arrays
+
+
+def evaluate(module: nn.Module, spec: StageSpec, arrays: Arrays) -> Arrays:
+    """What torch computes for `arrays`, by output port."""
+    with torch.no_grad():
+        result = module(*(torch.from_numpy(arrays[port.name]) for port in spec.inputs))
+    tensors = result if isinstance(result, tuple) else (result,)
+    return {
+        port.name: tensor.float().numpy()
+        for port, tensor in zip(spec.outputs, tensors, strict=True)
+    }
+
+
+def prove(
+    spec: StageSpec,
+    path: Path,
+    probe: Arrays,
+    reference: Arrays,
+    tolerance: float,
+    size: tuple[int, int],
+) -> dict[str, ParityEntry]:
+    """Compare the graph at `path` with torch's `reference`.
+
+    Raises:
+        ParityError: ``E_PARITY``, with the largest and the mean difference of the worst port.
+    """
+    computed = run_graph(path, probe, tuple(reference))
+    parity = {}
+    for name, expected in reference.items():
+        gap = np.abs(computed[name].astype(np.float64) - expected)
+        peak = float(np.abs(expected).max())
+        worst, mean = float(gap.max()), float(gap.mean())
+        if not worst <= tolerance * peak:
+            raise ParityError(
+                "E_PARITY",
+                f"stage {spec.name!r}, port {name!r}: got a graph that differs from torch by "
+                f"{worst:.2e} at most and {mean:.2e} on average, expected at most "
+                f"{tolerance * peak:.2e}. Nothing was written; report this with the checkpoint's "
+                "configuration.",
+            )
+        rms = math.sqrt(float(np.square(gap).mean()))
+        psnr = 20 * math.log10(peak / rms) if rms > 0 and peak > 0 else None
+        parity[name] = ParityEntry(max_abs=worst, psnr_db=psnr, size=size)
+    return parity
+
+
+def run_graph(path: Path, arrays: Arrays, outputs: tuple[str, ...]) -> Arrays:
+    """Run the graph at `path` once in ONNX Runtime on the CPU."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return dict(zip(outputs, session.run(list(outputs), arrays), strict=True))
+
+
+def _write_graph(
+    spec: StageSpec,
+    module: nn.Module,
+    inputs: tuple[Port, ...],
+    outputs: tuple[Port, ...],
+    sizes: Sizes,
+    path: Path,
+) -> None:
+    traced = _trace(spec.name, module, inputs, sizes)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                traced,
+                input_names=[port.name for port in inputs],
+                output_names=[port.name for port in outputs],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise _refusal(spec.name, _module_of(traced, str(error)), error) from error
+    if program is None:
+        raise CheckpointError("E_EXPORT_OP", f"stage {spec.name!r}: got no graph from torch.")
+    model = program.model
+    _declare(model, inputs, outputs)
+    constants = (value.const_value for value in model.graph.initializers.values())
+    weights = sum(constant.nbytes for constant in constants if constant is not None)
+    external = f"{path.name}.data" if weights > EMBEDDED_BYTES else None
+    ir.save(model, path, external_data=external)
+
+
+def _trace(
+    stage: str, module: nn.Module, inputs: tuple[Port, ...], sizes: Sizes
+) -> torch.export.ExportedProgram:
+    """Trace `module` with the symbolic axes of `inputs` left open."""
+    arrays = examples(inputs, sizes.traced(), seed=0)
+    dynamic = tuple(
+        {
+            axis: torch.export.Dim.DYNAMIC
+            for axis, dim in enumerate(port.shape)
+            if isinstance(dim, str)
+        }
+        for port in inputs
+    )
+    tensors = tuple(torch.from_numpy(arrays[port.name]) for port in inputs)
+    with _watch(module) as entered:
+        try:
+            with _quiet(), torch.no_grad():
+                return torch.export.export(module, tensors, dynamic_shapes=dynamic, strict=False)
+        except Exception as error:  # torch.export wraps nothing: anything may come out
+            raise _refusal(stage, entered[-1] if entered else "", error) from error
+
+
+@contextlib.contextmanager
+def _watch(module: nn.Module) -> Iterator[list[str]]:
+    """The names of the submodules that are running; after a failure, those that it left."""
+    entered: list[str] = []
+
+    def leave(*_: object) -> None:
+        entered.pop()
+
+    hooks = []
+    for name, part in module.named_modules():
+        hooks.append(part.register_forward_pre_hook(lambda *_, name=name: entered.append(name)))
+        hooks.append(part.register_forward_hook(leave))
+    try:
+        yield entered
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's progress notes and warnings off the terminal: errors are raised anyway."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _module_of(traced: torch.export.ExportedProgram, message: str) -> str:
+    """Path of the module that the node named in the exporter's `message` comes from."""
+    named = re.search(r"node %(\w+)", message)
+    for node in traced.graph.nodes:
+        if named is not None and node.name == named[1]:
+            stack = list(node.meta.get("nn_module_stack", {}).values())
+            return str(stack[-1][0]) if stack else ""
+    return ""
+
+
+def _declare(model: ir.Model, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:
+    """Give the graph's edges their declared shapes and drop what tells of the exporting machine."""
+    for value, port in zip(
+        (*model.graph.inputs, *model.graph.outputs), (*inputs, *outputs), strict=True
+    ):
+        value.shape = ir.Shape(port.shape)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for key in [key for key in node.metadata_props if "stack_trace" in key]:
+            del node.metadata_props[key]
+
+
+def _refusal(stage: str, module: str, error: BaseException) -> CheckpointError:
+    """One line out of the exporter's chain of errors: what it lacks and where that stands."""
+    innermost = error
+    while innermost.__cause__ is not None:
+        innermost = innermost.__cause__
+    lines = [line.strip() for line in str(innermost).splitlines() if line.strip()]
+    got = lines[0][:300] if lines else type(innermost).__name__
+    return CheckpointError(
+        "E_EXPORT_OP",
+        f"stage {stage!r}, module {module or 'itself'!r}: got {got!r}, expected operations that "
+        f"ONNX opset {OPSET} has and that do not depend on data. Rewrite that module.",
+    )

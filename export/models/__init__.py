@@ -1,0 +1,1 @@
+"""Models: the torch modules that published checkpoints load into."""

@@ -1,0 +1,161 @@
+"""WeightSource: where a system's weights come from - a checkpoint, or a seeded generator.
+
+Random weights exist so that latency, memory and parity of an architecture can be measured by
+somebody who does not hold its checkpoint; a bundle made of them says so in its manifest.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from jscc.export.checkpoint import Checkpoint, load_into, select
+from jscc.runtime.errors import CheckpointError
+from jscc.runtime.manifest import Source
+
+Config = Mapping[str, Any]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def configured(build: Callable[[], Module]) -> Module:
+    """Build a module from a configuration that its networks may refuse.
+
+    Raises:
+        CheckpointError: ``E_CONFIG``, a value is missing or asks for what is not implemented.
+    """
+    try:
+        return build()
+    except KeyError as error:
+        raise CheckpointError(
+            "E_CONFIG",
+            f"config: got no {error}, expected it among the parameters of a network. "
+            "Give the configuration that the checkpoint was trained with.",
+        ) from error
+    except ValueError as error:
+        raise CheckpointError("E_CONFIG", str(error)) from error
+
+
+class WeightSource(Protocol):
+    """Gives modules their weights and says where these came from."""
+
+    @property
+    def config(self) -> Config:
+        """The checkpoint's configuration, in the official schema."""
+
+    @property
+    def folder(self) -> Path:
+        """Where files that the configuration names are looked up."""
+
+    def has(self, prefix: str) -> bool:
+        """Whether any weight lies below `prefix`."""
+
+    def load(
+        self, build: Callable[[], Module], prefix: str, ignore: tuple[str, ...] = ()
+    ) -> Module:
+        """Build a module and give it the weights below `prefix`, in eval mode.
+
+        Raises:
+            CheckpointError: ``E_CKPT_KEYS``, weights are missing, extra or misshapen.
+        """
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether the weights below both prefixes are identical, name by name."""
+
+    def describe(self) -> Source:
+        """The manifest's record of this source."""
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """Weights of a trained checkpoint, which may be spread over several files.
+
+    Attributes:
+        files: The files; the first one names the source.
+        tensors: All weights of all files.
+        config: The configuration.
+        folder: Where the configuration lies.
+        licence: Licence of the weights, recorded as given.
+    """
+
+    files: tuple[Checkpoint, ...]
+    tensors: Mapping[str, torch.Tensor]
+    config: Config
+    folder: Path
+    licence: str
+
+    def has(self, prefix: str) -> bool:
+        """Whether any weight lies below `prefix`."""
+        return any(key.startswith(prefix) for key in self.tensors)
+
+    def load(
+        self, build: Callable[[], Module], prefix: str, ignore: tuple[str, ...] = ()
+    ) -> Module:
+        """Build on the meta device and assign the checkpoint's tensors."""
+        with torch.device("meta"):
+            module = configured(build)
+        tensors = select(self.tensors, prefix)
+        where = f"{self.files[0].path.name}, {prefix}*"
+        load_into(module, tensors, where=where, ignore=ignore)
+        return module.eval().requires_grad_(False)
+
+    def same(self, first: str, second: str) -> bool:
+        """Compare the SHA-256 of every tensor below both prefixes."""
+        return self._digests(first) == self._digests(second)
+
+    def _digests(self, prefix: str) -> dict[str, str]:
+        return {
+            name: hashlib.sha256(
+                tensor.contiguous().flatten().view(torch.uint8).numpy().data
+            ).hexdigest()
+            for name, tensor in select(self.tensors, prefix).items()
+        }
+
+    def describe(self) -> Source:
+        """The manifest's record of this source."""
+        return Source(
+            name=" + ".join(file.path.name for file in self.files),
+            sha256=self.files[0].sha256,
+            licence=self.licence,
+            overrides=(),
+        )
+
+
+@dataclass(frozen=True)
+class RandomSource:
+    """Weights drawn from a seed: for measuring, never for receiving."""
+
+    config: Config
+    folder: Path
+    seed: int
+
+    def has(self, prefix: str) -> bool:
+        """Every weight that the configuration asks for can be drawn."""
+        return True
+
+    def load(
+        self, build: Callable[[], Module], prefix: str, ignore: tuple[str, ...] = ()
+    ) -> Module:
+        """Build with torch's own initialisation; what that leaves zero is drawn too."""
+        digest = hashlib.sha256(f"{self.seed}:{prefix}".encode()).digest()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(digest[:7], "little"))
+            module = configured(build)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    if parameter.dim() > 1 and not parameter.any():
+                        parameter.normal_(std=0.01)
+        return module.eval().requires_grad_(False)
+
+    def same(self, first: str, second: str) -> bool:
+        """Random weights stand for a published file, whose two encoders are copies."""
+        return True
+
+    def describe(self) -> Source:
+        """The manifest's record of this source."""
+        return Source(
+            name=f"random weights, seed {self.seed}", sha256="0" * 64, licence="none", overrides=()
+        )

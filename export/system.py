@@ -1,0 +1,142 @@
+"""System: one published method, and the Plan of stages that a checkpoint of it lowers to."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from jscc.export import systems
+from jscc.export.source import WeightSource
+from jscc.runtime.errors import UsageError
+from jscc.runtime.manifest import ImageContract, Loop, LoopStep, Signal
+from jscc.runtime.ports import Port
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One graph to be: a torch module behind declared ports.
+
+    Attributes:
+        name: Stage name, the word of the program.
+        build: Makes the module, weights loaded, in eval mode; called once, when its turn comes,
+            so that only one stage is in memory at a time.
+        inputs: Ports that the module's ``forward`` takes, in order.
+        outputs: Ports that it returns, in order.
+        tolerance: Largest difference to torch allowed, relative to the output's peak.
+        tiled: Whether the runtime may run the stage on tiles of a large image.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    tolerance: float = 1e-4
+    tiled: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a checkpoint becomes: stages, stored tensors and the program over them.
+
+    Attributes:
+        variant: What distinguishes this bundle among those of its system, for humans.
+        stages: In the order in which they are lowered.
+        tensors: Constants of the program, each computed when asked for.
+        signal: Contract of the symbols.
+        image: Contract of the images.
+        program: Stage names and loops, as in the manifest.
+        loops: The loops' settings by stage name.
+        image_output: Named tensor that is the received image.
+        side_inputs: Named tensors that the host provides at run time.
+    """
+
+    variant: str
+    stages: tuple[StageSpec, ...]
+    signal: Signal
+    image: ImageContract
+    program: tuple[str | LoopStep, ...]
+    image_output: str
+    tensors: Mapping[str, Callable[[], npt.NDArray[np.float32]]] = field(default_factory=dict)
+    loops: Mapping[str, Loop] = field(default_factory=dict)
+    side_inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller may choose about an export.
+
+    Attributes:
+        text: ``none`` (empty prompt), ``fixed`` (`prompt`, encoded now) or ``side`` (a context
+            given at run time).
+        prompt: The prompt of ``fixed``.
+        vae: Which autoencoder renders; ``full`` is the checkpoint's own.
+        short_edge: Images whose short edge is below this are enlarged before they are sent, in
+            pixels; 0 sends every image as it is.
+        sampler: Default sampler stored in the bundle.
+        steps: Default number of steps.
+        start: Default start of the loop, ``noise`` or ``received``.
+        start_level: Default noise level of a ``received`` start, as a fraction of the schedule.
+    """
+
+    text: str = "none"
+    prompt: str = ""
+    vae: str = "full"
+    short_edge: int = 0
+    sampler: str | None = None
+    steps: int | None = None
+    start: Literal["noise", "received"] | None = None
+    start_level: float | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """One published method.
+
+    Attributes:
+        paper: Title and arXiv id.
+        plan: Reads the checkpoint's configuration and says what becomes of it.
+        reference: Folder below ``export/reference`` with this project's own weights.
+        prefixes: Where the weights that the stages take lie; anything else in a checkpoint is
+            an error unless `ignored` names it.
+        ignored: Key patterns of published checkpoints that no stage needs.
+    """
+
+    paper: str
+    plan: Callable[[WeightSource, Options], Plan]
+    reference: str
+    prefixes: tuple[str, ...] = ("",)
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def reference_folder(self) -> Path:
+        """Where this system's reference weights lie."""
+        return Path(__file__).parent / "reference" / self.reference
+
+
+def names() -> tuple[str, ...]:
+    """The systems at hand, found by listing `jscc.export.systems`."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(systems.__path__)))
+
+
+def find(name: str) -> System:
+    """The system called `name`.
+
+    Raises:
+        UsageError: ``E_MODEL``, there is none of that name.
+    """
+    if name not in names():
+        raise UsageError(
+            "E_MODEL", f"--model: got {name!r}, expected one of {', '.join(names())}. Pick one."
+        )
+    system = importlib.import_module(f"{systems.__name__}.{name}").SYSTEM
+    if not isinstance(system, System):
+        raise TypeError(f"{name}.SYSTEM: got {type(system).__name__}, expected System.")
+    return system
