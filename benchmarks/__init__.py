@@ -1,0 +1,1 @@
+"""Benchmarks: latency, throughput, memory and quality of bundles and of their peers."""

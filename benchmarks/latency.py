@@ -1,0 +1,213 @@
+"""Latency: what a user waits for, from symbols in host memory to a uint8 image in host memory.
+
+Scenario SingleStream, as MLPerf names it: one image after another, the next when the last is
+done; end to end and by stage, at the 50th, 90th and 99th percentile (nearest rank). Cold start
+and memory come from a process of their own, see `jscc.benchmarks.cold_start`.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jscc.benchmarks.probe import make_sides, make_symbols
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.bundle import Bundle
+from jscc.runtime.csi import Csi
+from jscc.runtime.errors import UnavailableError
+from jscc.runtime.machine import describe_machine, version_of
+from jscc.runtime.manifest import LoopStep, Manifest
+from jscc.runtime.receiver import Receiver
+
+Json = object
+
+SCENARIO = "single-stream"
+PERCENTILES = (50, 90, 99)
+COLD_START_LIMIT_S = 900
+_DISTRIBUTIONS = ("jscc-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        size: Height and width of the image in pixels.
+        runs: Measured images.
+        warmup: Images before them that do not count.
+        seed: Of the symbols and of the receiver's noise.
+        sampler: None for the bundle's.
+        steps: None for the bundle's.
+        threads: None for all that are available.
+        providers: Where to run.
+    """
+
+    size: tuple[int, int]
+    runs: int
+    warmup: int
+    seed: int
+    sampler: str | None
+    steps: int | None
+    threads: int | None
+    providers: tuple[str, ...]
+
+
+def measure(bundle: Bundle, case: Case) -> dict[str, Json]:
+    """Measure `case` and return the document that is stored, as JSON.
+
+    Raises:
+        UnavailableError: ``E_COLD_START``, the fresh process failed.
+    """
+    totals, stages, record = _stream(bundle, case)
+    cold = _cold_start(bundle.path, case)
+    return {
+        "bundle": _describe(bundle),
+        "case": {"scenario": SCENARIO, **asdict(case)},
+        "cold_start_ms": {
+            name.removesuffix("_ms"): value for name, value in cold.items() if name.endswith("_ms")
+        },
+        "commit": commit(),
+        "latency_ms": {
+            "end_to_end": summary(totals),
+            "stages": {name: summary(times) for name, times in stages.items()},
+        },
+        "machine": asdict(describe_machine()),
+        "memory_mib": _memory(cold, weights_of(bundle.manifest) / 2**20),
+        "record": record,
+        "samples_ms": [round(value, 4) for value in totals],
+        "versions": versions(),
+    }
+
+
+def _describe(bundle: Bundle) -> dict[str, Json]:
+    manifest = bundle.manifest
+    size = sum(entry.size for entry in manifest.files.values())
+    return {
+        "name": bundle.path.name,
+        "precision": manifest.precision,
+        "sha256": bundle.sha256,
+        "size_mib": round(size / 2**20, 3),
+        "system": manifest.system,
+        "variant": manifest.variant,
+    }
+
+
+def _memory(cold: Mapping[str, float | None], weights_mib: float) -> dict[str, Json]:
+    """Resident memory after each part of the cold start, and what the peak has above weights."""
+    found = {
+        name.removesuffix("_rss_mib"): value
+        for name, value in cold.items()
+        if name.endswith("_rss_mib")
+    }
+    peak = found["peak"]
+    above = None if peak is None else round(peak - weights_mib, 3)
+    return {**found, "above_weights": above, "weights": round(weights_mib, 3)}
+
+
+def summary(times_ms: Sequence[float]) -> dict[str, float]:
+    """Percentiles (nearest rank), mean and extremes of times in ms."""
+    values = np.asarray(times_ms)
+    figures = {
+        f"p{level}": float(np.percentile(values, level, method="inverted_cdf"))
+        for level in PERCENTILES
+    }
+    figures |= {"mean": float(values.mean()), "min": float(values.min())}
+    figures |= {"max": float(values.max())}
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def weights_of(manifest: Manifest) -> int:
+    """Bytes of the graphs and constants that the receiver's program needs."""
+    steps = [step.loop if isinstance(step, LoopStep) else step for step in manifest.program]
+    graphs = {manifest.stages[step].graph for step in steps}
+    needed = graphs | {f"{graph}.data" for graph in graphs}
+    needed |= {entry.file for entry in manifest.tensors.values()}
+    return sum(entry.size for name, entry in manifest.files.items() if name in needed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what is installed of the runtime."""
+    found = {name: version_of(name) for name in _DISTRIBUTIONS}
+    installed = {name: version for name, version in found.items() if version is not None}
+    return {"python": platform.python_version(), **installed}
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, ``+`` where files differ from it; None elsewhere."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    head = _git(root, "rev-parse", "HEAD")
+    return head + "+" if head and _git(root, "status", "--porcelain") else head or None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        ran = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:  # a checkout on a machine without git
+        return ""
+    return ran.stdout.strip() if ran.returncode == 0 else ""
+
+
+def _stream(
+    bundle: Bundle, case: Case
+) -> tuple[list[float], Mapping[str, list[float]], Mapping[str, Json]]:
+    """Times end to end and by stage, and the last image's record."""
+    backend = OnnxRuntimeBackend(providers=case.providers, threads=case.threads)
+    receiver = Receiver(bundle, backend=backend)
+    symbols = make_symbols(bundle.manifest, case.size, seed=case.seed)
+    side = make_sides(bundle.manifest, case.size)
+    csi = Csi(bundle.manifest.signal.snr_db_default)
+    totals: list[float] = []
+    stages: dict[str, list[float]] = {}
+    document: dict[str, Json] = {}
+    for number in range(case.warmup + case.runs):
+        started = time.perf_counter()
+        _, record = receiver.receive(
+            symbols,
+            csi,
+            seed=case.seed,
+            frame=number,
+            sampler=case.sampler,
+            steps=case.steps,
+            size=case.size,
+            side=side,
+        )
+        elapsed = 1000 * (time.perf_counter() - started)
+        document = json.loads(record.to_json())
+        if number >= case.warmup:
+            totals.append(elapsed)
+            for name, value in record.times_ms.items():
+                stages.setdefault(name, []).append(value)
+    stages.pop("total", None)
+    return totals, stages, document
+
+
+def _cold_start(path: Path, case: Case) -> dict[str, float | None]:
+    """Times and memory of a fresh process that receives one image."""
+    request = {"bundle": str(path.resolve()), "case": asdict(case), "spawned": time.monotonic()}
+    ran = subprocess.run(
+        [sys.executable, "-m", "jscc.benchmarks.cold_start"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        timeout=COLD_START_LIMIT_S,
+        check=False,
+    )
+    if ran.returncode != 0:
+        last = (ran.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+        raise UnavailableError(
+            "E_COLD_START",
+            f"cold start: got status {ran.returncode} ({last}), expected 0. "
+            "See jscc doctor --bundle.",
+        )
+    figures: dict[str, float | None] = json.loads(ran.stdout)
+    return figures

@@ -1,0 +1,92 @@
+"""Report: what every recorded result says about where it was measured, and how it is written.
+
+A result is one strict JSON file: ``kind`` and ``format``, the provenance below, then the figures.
+README tables are made from these files by `jscc.benchmarks.readme_tables`.
+"""
+
+import json
+import math
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from jscc.runtime.machine import describe_machine, version_of
+from jscc.runtime.output_files import write_file
+
+FORMAT = 1
+PACKAGES = ("jscc-edge", "numpy", "onnxruntime", "pillow", "torch")
+
+
+def provenance() -> dict[str, object]:
+    """Machine, versions and commit; nothing that names a person, a host or a folder."""
+    return {"machine": machine(), "versions": versions(), "commit": commit()}
+
+
+def machine() -> dict[str, object]:
+    """Processor, the threads that this process may use, memory in MiB and system."""
+    return {
+        name: value
+        for name, value in asdict(describe_machine()).items()
+        if name not in ("available_mib", "nvidia")
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python and those of `PACKAGES` that are installed."""
+    found = {name: version for name in PACKAGES if (version := version_of(name)) is not None}
+    return {"python": platform.python_version(), **found}
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with ``+`` if files differ from it; None outside one."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str | None:
+        try:
+            run = subprocess.run(
+                ["git", "-C", str(here.parent), *arguments],
+                capture_output=True,
+                check=True,
+                text=True,
+                timeout=30,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return run.stdout.strip()
+
+    # An installed copy may lie inside somebody else's checkout.
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None
+    head = git("rev-parse", "HEAD")
+    return head if head is None or not git("status", "--porcelain") else f"{head}+"
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest of `values`."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def finite(value: float) -> float | None:
+    """`value` for strict JSON: None where it is infinite, as the PSNR of equal images."""
+    return value if math.isfinite(value) else None
+
+
+def write_result(path: Path, kind: str, figures: Mapping[str, object]) -> None:
+    """Write a result of this `kind` to `path` in one step, over an older one.
+
+    Raises:
+        OutputError: The file cannot be created.
+        StorageError: Writing failed half-way; an older file is as it was.
+    """
+    result = {"kind": kind, "format": FORMAT, **figures}
+    text = json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_file(path, text.encode(), force=True)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A GitHub table; the first column is text, the others are figures."""
+    rule = ["---", *("--:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows)) + "\n"
