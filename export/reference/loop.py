@@ -1,0 +1,218 @@
+"""Loop: runs one training stage to its budget, and can be stopped and resumed anywhere."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from jscc.export.reference.optimizer import build_optimizers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT: Final = 1
+EMA_DECAY: Final = 0.998
+# A step never counts for more than this, so that a process that was stopped loses no budget.
+LONGEST_STEP_S: Final = 30.0
+
+
+class Stage(Protocol):
+    """What the loop needs to know of the thing that is trained."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def matrices(self) -> set[str]: ...
+
+    def loss(self, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
+        """Returns what to log, with `loss`, the one to descend; `progress` runs from 0 to 1."""
+
+    def settle(self, model: nn.Module) -> None:
+        """Makes averaged weights ready for use."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Returns figures of `model` on held-out pictures."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast; exactly one of `minutes` and `steps` ends the stage."""
+
+    lr: float
+    weight_decay: float = 0.0
+    minutes: float | None = None
+    steps: int | None = None
+    warmup_steps: int = 100
+    clip: float = 1.0
+    seed: int = 0
+    save_every_s: float = 120.0
+    evaluate_every_s: float = 600.0
+    log_every: int = 50
+
+
+@dataclass
+class State:
+    """Everything that a later process needs to go on as if nothing had happened."""
+
+    model: nn.Module
+    ema: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    generator: torch.Generator
+    step: int = 0
+    elapsed_s: float = 0.0
+
+    def dump(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "generator": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.ema.load_state_dict(saved["ema"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.generator.set_state(saved["generator"])
+        torch.set_rng_state(saved["torch_rng"])
+        self.step = saved["step"]
+        self.elapsed_s = saved["elapsed_s"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of this loop; nothing but tensors and plain values is accepted."""
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if saved.get("format") != FORMAT:
+        raise ValueError(
+            f"loop: got checkpoint format {saved.get('format')!r} in {path}, expected {FORMAT}."
+        )
+    return saved
+
+
+def run(
+    stage: Stage, plan: Plan, folder: Path, *, resume: bool, stop_after: int | None = None
+) -> State:
+    """Trains `stage` to the end of its plan; writes `folder/<stage>.pt` and `<stage>.jsonl`.
+
+    Args:
+        stop_after: Stops, with a checkpoint, when this many steps are done; the schedule stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, log = folder / f"{stage.name}.pt", folder / f"{stage.name}.jsonl"
+    state = _begin(stage, plan)
+    if resume and path.exists():
+        state.restore(read_checkpoint(path))
+    saved_at = evaluated_at = state.elapsed_s
+    while (progress := _progress(plan, state)) < 1.0 and (
+        stop_after is None or state.step < stop_after
+    ):
+        started = time.perf_counter()
+        terms = _step(stage, plan, state, progress)
+        state.elapsed_s += min(time.perf_counter() - started, LONGEST_STEP_S)
+        if state.step % plan.log_every == 0 or state.step == 1:
+            _log(log, state, terms)
+        if state.elapsed_s - saved_at > plan.save_every_s:
+            saved_at = state.elapsed_s
+            _save(path, state)
+        if state.elapsed_s - evaluated_at > plan.evaluate_every_s:
+            evaluated_at = state.elapsed_s
+            _log(log, state, _evaluate(stage, state))
+    stage.settle(state.ema)
+    _save(path, state)
+    _log(log, state, _evaluate(stage, state))
+    return state
+
+
+def _begin(stage: Stage, plan: Plan) -> State:
+    model = stage.model
+    return State(
+        model=model,
+        ema=copy.deepcopy(model).requires_grad_(requires_grad=False).eval(),
+        optimizers=build_optimizers(
+            model, matrices=stage.matrices, lr=plan.lr, weight_decay=plan.weight_decay
+        ),
+        generator=torch.Generator().manual_seed(plan.seed),
+    )
+
+
+def _progress(plan: Plan, state: State) -> float:
+    if plan.steps is not None:
+        return state.step / plan.steps
+    if plan.minutes is not None:
+        return state.elapsed_s / (60 * plan.minutes)
+    raise ValueError("loop: got a plan without minutes and steps, expected one of them.")
+
+
+def _step(stage: Stage, plan: Plan, state: State, progress: float) -> dict[str, float]:
+    rate = (
+        plan.lr
+        * min(1.0, (state.step + 1) / plan.warmup_steps)
+        * 0.5
+        * (1 + math.cos(math.pi * progress))
+    )
+    stage.model.train()
+    terms = stage.loss(progress, state.generator)
+    terms["loss"].backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(stage.model.parameters(), plan.clip)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    _follow(state)
+    return {name: float(value.detach()) for name, value in terms.items()} | {
+        "norm": float(norm),
+        "lr": rate,
+    }
+
+
+@torch.no_grad()
+def _follow(state: State) -> None:
+    """Moves the averaged weights; statistics of batch norms are averages already and are copied."""
+    decay = min(EMA_DECAY, (1 + state.step) / (10 + state.step))
+    averaged = [p.detach() for p in state.ema.parameters()]
+    current = [p.detach() for p in state.model.parameters()]
+    torch._foreach_lerp_(averaged, current, 1 - decay)
+    for kept, new in zip(state.ema.buffers(), state.model.buffers(), strict=True):
+        kept.copy_(new)
+
+
+def _evaluate(stage: Stage, state: State) -> dict[str, float]:
+    ready = copy.deepcopy(state.ema)
+    with torch.no_grad():
+        stage.settle(ready)
+        figures = stage.evaluate(ready)
+    return {f"held_out.{name}": value for name, value in figures.items()}
+
+
+def _save(path: Path, state: State) -> None:
+    part = path.with_suffix(".part")
+    torch.save(state.dump(), part)
+    os.replace(part, path)
+
+
+def _log(path: Path, state: State, values: dict[str, float]) -> None:
+    row = {"step": state.step, "elapsed_s": round(state.elapsed_s, 1)} | {
+        k: round(v, 6) for k, v in values.items()
+    }
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, sort_keys=True) + "\n")
