@@ -15,6 +15,8 @@ Config = Mapping[str, Any]
 
 MAX_SIZE = 1 << 17  # bytes; the published ones have 3000
 MAX_LISTED = 20
+MAX_DEPTH = 32
+MAX_VALUES = 20_000
 
 
 def read_config(path: Path) -> Config:
@@ -25,7 +27,7 @@ def read_config(path: Path) -> Config:
 
     Raises:
         CheckpointError: ``E_CKPT_NOT_FOUND``, there is no such file; ``E_CONFIG``, it is no plain
-            YAML (aliases, tags, duplicate keys and more than 128 KiB are refused).
+            YAML (tags, duplicate keys and more than 128 KiB are refused).
     """
     file = OpenFile(path / "config.yaml" if os.path.isdir(path) else path)
     if file.size > MAX_SIZE:
@@ -39,7 +41,28 @@ def read_config(path: Path) -> Config:
         raise _invalid(file.path, f"no YAML ({type(error).__name__})", "plain YAML") from None
     if not isinstance(content, dict):
         raise _invalid(file.path, f"a {type(content).__name__}", "keys and values")
+    if _count(content, MAX_DEPTH) > MAX_VALUES:
+        expected = f"at most {MAX_VALUES} values, nested at most {MAX_DEPTH} deep"
+        raise _invalid(file.path, "aliases or nesting that grow beyond it", expected)
     return content
+
+
+def _count(tree: Any, depth: int) -> int:
+    """How many values `tree` holds, an aliased one at each place; more than the limit is enough.
+
+    A dumper writes an alias wherever two places share a list, so aliases are read; what they can
+    be made to multiply to, or to contain of themselves, is counted before anybody walks it.
+    """
+    if not isinstance(tree, dict | list):
+        return 1
+    if depth == 0:
+        return MAX_VALUES + 1
+    total = 1
+    for part in tree.values() if isinstance(tree, dict) else tree:
+        total += _count(part, depth - 1)
+        if total > MAX_VALUES:
+            break
+    return total
 
 
 def section(config: Config, path: str) -> Config:
@@ -78,14 +101,12 @@ def _invalid(path: Path, got: str, expected: str) -> CheckpointError:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only: no aliases (which can multiply), no tags, no key twice."""
+    """Plain data only: no tags, no key twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        special = [name for name in ("anchor", "tag") if getattr(event, name, None) is not None]
-        if special:
-            what = "an alias" if isinstance(event, yaml.AliasEvent) else f"an explicit {special[0]}"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem="an explicit tag", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: Any = None) -> dict[Any, Any]:

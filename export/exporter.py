@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.transmitter import Transmitter
+from jscc.runtime.write import check_destination
 
 from jscc.export.lower import Lowered, Sizes, lower
 from jscc.runtime.bundle import Bundle, write_bundle
@@ -72,6 +73,7 @@ def export(system: System, source: WeightSource, order: Order, progress: Progres
         ParityError: ``E_PARITY``, a graph differs from torch.
         OutputError: ``E_EXISTS``, the destination exists and may not be replaced.
     """
+    check_destination(order.destination, overwrite=order.overwrite)  # before the long work
     plan = system.plan(source, order.options)
     sizes = Sizes(plan.image.multiple, _checked_size(order.size, plan.image.multiple))
     with tempfile.TemporaryDirectory(

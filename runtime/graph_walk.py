@@ -124,8 +124,9 @@ class Walk:
             self._function(part)
         for part in model.parts(20):
             self.special.add("training information")
-            for graph in self._message(part, _TRAINING).found.values():
-                self._graphs(graph, 1)
+            training = self._message(part, _TRAINING)
+            for graph in training.parts(1) + training.parts(2):
+                self._graph(graph, 1)
         if 7 not in model:
             raise self._malformed("no graph", "one")
         self._graph(model.parts(7)[0], 0)
@@ -147,11 +148,6 @@ class Walk:
             ports = [self._port(part) for part in graph.parts(11)]
             self.inputs = [port for port in ports if port.name not in initializers]
             self.outputs = [self._port(part) for part in graph.parts(12)]
-
-    def _graphs(self, parts: list[int | memoryview], depth: int) -> None:
-        for part in parts:
-            if isinstance(part, memoryview):
-                self._graph(part, depth)
 
     def _function(self, data: memoryview) -> None:
         """A FunctionProto is refused later; what hides in it is still looked at."""

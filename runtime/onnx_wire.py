@@ -105,7 +105,7 @@ class Reader:
                     raise malformed(self.where, f"field {number} twice", "once")
                 items.append(value)
             elif kind == BYTES and number in repeated:
-                found.setdefault(number, []).extend(self._packed(value, expected))
+                found.setdefault(number, []).extend(self._packed(value))
             else:
                 raise malformed(self.where, f"field {number} of wire type {kind}", f"{expected}")
             if len(found[number]) > REPEAT_LIMIT:
@@ -113,10 +113,9 @@ class Reader:
                 raise forbidden(self.where, got, "fewer")
         return Message(self.where, found)
 
-    def _packed(self, value: Value, kind: int) -> Iterator[int]:
+    def _packed(self, value: Value) -> Iterator[int]:
+        """The numbers of a packed field; no field of fixed width is ever asked for."""
         assert isinstance(value, memoryview)
-        if kind != VARINT:
-            raise malformed(self.where, "a packed field", "numbers")
         position = 0
         while position < len(value):
             self._count()

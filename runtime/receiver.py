@@ -23,7 +23,6 @@ from jscc.runtime.csi import Csi
 from jscc.runtime.errors import ImageError, JsccError, UnavailableError
 from jscc.runtime.job import Job, Request, Rules
 from jscc.runtime.loop import Choices
-from jscc.runtime.manifest import Selftest
 from jscc.runtime.noise import NoiseSource, PhiloxNoise
 from jscc.runtime.ports import Array
 from jscc.runtime.preprocess import from_network, restore
@@ -48,6 +47,8 @@ class Captioner(Protocol):
 
 class Receiver:
     """The receiver's side of a bundle; immutable, so that threads may share it.
+
+    It does not hold on to the bundle: on the CPU, dropping that frees its copy of the weights.
 
     Args:
         bundle: What to run.
@@ -77,7 +78,8 @@ class Receiver:
         max_pixels: int | None = None,
     ) -> None:
         manifest = bundle.manifest
-        self._bundle = bundle
+        self._manifest = manifest
+        self._bundle_sha256 = bundle.sha256
         self._captioner = captioner
         self._noise = noise or PhiloxNoise()
         self._rules = Rules(
@@ -87,14 +89,13 @@ class Receiver:
             strict_snr=strict_snr,
             captioned=captioner is not None,
         )
-        test = manifest.selftest if selftest else None
         refusals: list[str] = []
         chosen: Backend | None = backend or OnnxRuntimeBackend()
         while chosen is not None:
             self._backend_name = chosen.name
             self._program = load_program(bundle, chosen)
             self._fallbacks = (*refusals, *self._program.fallbacks)
-            failure = None if test is None else self._fails(test)
+            failure = self._selftest_failure(bundle) if selftest else None
             if failure is None:
                 return
             refusals.append(failure.message)
@@ -209,7 +210,7 @@ class Receiver:
         self, job: Job, begun: float, notes: tuple[str, ...]
     ) -> tuple[Pixels, tuple[Record, ...]]:
         """Run the program on what was admitted."""
-        manifest, admitted = self._bundle.manifest, job.admitted
+        manifest, admitted = self._manifest, job.admitted
         height, width = job.geometry.padded
         contract = manifest.image
         tiling = tile_image(
@@ -253,12 +254,12 @@ class Receiver:
                 f"image {job.frame + index}: got {got} from finite symbols, expected an image. "
                 "Try a bundle of higher precision or another provider.",
             )
-        pixels = from_network(image, self._bundle.manifest.image.rounding)
+        pixels = from_network(image, self._manifest.image.rounding)
         return restore(pixels, job.geometry)
 
     def _caption(self, name: str, tensors: Mapping[str, Array]) -> Array | None:
         """What the captioner says of each image that was decoded so far."""
-        if self._captioner is None or name not in self._bundle.manifest.side_inputs:
+        if self._captioner is None or name not in self._manifest.side_inputs:
             return None
         decoded = self._decoded(tensors)
         if decoded is None:
@@ -275,7 +276,7 @@ class Receiver:
         return None
 
     def _record(self, job: Job, index: int, trace: Trace, notes: tuple[str, ...]) -> Record:
-        manifest, image = self._bundle.manifest, job.admitted[index]
+        manifest, image = self._manifest, job.admitted[index]
         loops = {
             name: LoopRecord(
                 plan.sampler, plan.steps, plan.start, plan.paths[index].level, plan.guidance
@@ -283,7 +284,7 @@ class Receiver:
             for name, plan in job.plans.items()
         }
         return Record(
-            bundle=self._bundle.sha256,
+            bundle=self._bundle_sha256,
             system=manifest.system,
             precision=manifest.precision,
             backend=self._backend_name,
@@ -305,11 +306,12 @@ class Receiver:
             times_ms=dict(trace.times_ms),
         )
 
-    def _fails(self, test: Selftest) -> JsccError | None:
-        """Why the self-test fails on the program just loaded, or None."""
-        manifest = self._bundle.manifest
-        symbols = self._bundle.tensor(test.symbols)
-        expected = self._bundle.tensor(test.image)
+    def _selftest_failure(self, bundle: Bundle) -> JsccError | None:
+        """Why the bundle's self-test fails on the program just loaded, or None."""
+        manifest, test = bundle.manifest, bundle.manifest.selftest
+        if test is None:
+            return None
+        symbols, expected = bundle.tensor(test.symbols), bundle.tensor(test.image)
         stride = manifest.signal.stride
         grid = (stride * symbols.shape[1], stride * symbols.shape[2])
 

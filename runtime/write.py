@@ -54,7 +54,7 @@ def write_atomically(
     temporary = _beside(destination, f"tmp.{os.getpid()}")
     with _explained(destination, needed), _locked(destination):
         _recover(destination)
-        _check_destination(destination, overwrite=overwrite)
+        check_destination(destination, overwrite=overwrite)
         try:
             with _writer(temporary, single_file=single_file) as writer:
                 fill(writer)
@@ -171,7 +171,12 @@ def _is_other(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def _check_destination(destination: Path, *, overwrite: bool) -> None:
+def check_destination(destination: Path, *, overwrite: bool) -> None:
+    """Refuse a `destination` that is taken, before any work is spent on it.
+
+    Raises:
+        OutputError: ``E_EXISTS``.
+    """
     if not os.path.lexists(destination):
         return
     if destination.is_symlink():

@@ -6,7 +6,6 @@ import pytest
 
 import tiny_bundle
 
-
 # torch logs every step of a trace here at DEBUG, and pytest's capture would make it write them.
 logging.getLogger("torch.__trace").disabled = True
 

@@ -8,6 +8,7 @@ convolutional and Swin; a whole DiffJSCC checkpoint is taken too, its codec used
 from jscc.export.codecs import codec_config, codec_of
 from jscc.export.source import WeightSource
 from jscc.export.system import Options, Plan, System
+from jscc.export.systems.diffjscc import SYSTEM as DIFFJSCC
 from jscc.runtime.manifest import ImageContract
 
 
@@ -36,4 +37,6 @@ SYSTEM = System(
     paper="Deep Joint Source-Channel Coding for Wireless Image Transmission, arXiv:1809.01733",
     plan=plan,
     reference="diffjscc",
+    prefixes=("E.", "G.", "encoder.", "decoder.", *DIFFJSCC.prefixes),
+    ignored=DIFFJSCC.ignored,
 )

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import tiny_bundle
-from fake_engine import FakeBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_bundle
+from fake_engine import FakeBackend
 from jscc.runtime.backends import onnxruntime as engine
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.csi import Csi
@@ -68,7 +68,9 @@ def test_row_27_a_bundle_whose_program_cannot_run(codec):
     def decode(arrays):
         raise UnavailableError("E_RUN", "stage 'decode': got ShapeInferenceError")
 
-    with pytest.raises(BundleError, match="self-test on fake 1 .fake.: got .*ShapeInf") as caught:
+    with pytest.raises(
+        BundleError, match=r"self-test on fake 1 \(fake\): got .*ShapeInf"
+    ) as caught:
         Receiver(codec, backend=FakeBackend({"decode": decode}))
     assert caught.value.code == "E_BUNDLE_INCONSISTENT"
 
@@ -78,7 +80,7 @@ def test_row_27_a_bundle_that_decodes_something_else(codec):
         codec,
         _tensors={**codec._tensors, "selftest_symbols": good(9, (2, 2, 4))},
     )
-    with pytest.raises(UnavailableError, match="got an image .* dB from the known one") as caught:
+    with pytest.raises(UnavailableError, match=r"got an image .* dB from the known one") as caught:
         Receiver(other, backend=ENGINE)
     assert caught.value.code == "E_SELFTEST"
     assert caught.value.exit_status == 69
@@ -113,7 +115,9 @@ def test_row_28_a_provider_that_computes_wrongly_is_left_and_it_is_said(codec, f
 
 def test_row_28_no_provider_left(codec):
     backend = FakeBackend({"decode": wrong}, providers=("tensorrt", "cuda"))
-    with pytest.raises(UnavailableError, match="self-test on fake 1 .cuda.: got an im") as caught:
+    with pytest.raises(
+        UnavailableError, match=r"self-test on fake 1 \(cuda\): got an im"
+    ) as caught:
         Receiver(codec, backend=backend)
     assert caught.value.code == "E_SELFTEST"
 
@@ -162,13 +166,15 @@ def test_row_30_symbols_that_are_all_the_same(receiver):
 def test_row_30_any_amplitude_gives_an_image_or_an_error(receiver, peak, place, decade):
     symbols = good() * np.float32(10.0**decade)
     symbols.flat[place] = peak
+    code = None
     try:
         image, record = receiver.receive(symbols, CSI, seed=0)
     except SymbolsError as error:
-        assert error.code in {"E_SYM_POWER", "E_SYM_NONFINITE"}
+        code = error.code
     else:
         assert image.shape == (32, 48, 3)
         assert np.isfinite(record.power)
+    assert code in {None, "E_SYM_POWER", "E_SYM_NONFINITE"}
 
 
 @pytest.mark.parametrize(
@@ -365,7 +371,7 @@ def test_row_46_a_poisoned_image_of_a_batch_is_named(receiver):
 
 def test_row_49_a_provider_that_is_not_there(codec, capfd):
     with pytest.raises(
-        UnavailableError, match="cuda is not in this onnxruntime .*has.*cpu"
+        UnavailableError, match=r"cuda is not in this onnxruntime .*has.*cpu"
     ) as caught:
         Receiver(codec, backend=OnnxRuntimeBackend(providers=("cuda",)))
     assert caught.value.code == "E_EP_MISSING"
@@ -441,7 +447,10 @@ BFC = "BFCArena::AllocateRawInternal Failed to allocate memory for requested buf
 def test_row_50_a_device_out_of_memory_loses_no_later_image(codec):
     """The engine says it ran out; the session is built anew and the image tried once more."""
     device = Receiver(codec, backend=ENGINE)
-    session = device._program.stages["decode"].session
+    stage = device._program.stages["decode"]
+    working = stage.session._session
+    session = engine.OnnxRuntimeSession("decode", stage.entry, "cuda", (), lambda: working, working)
+    device._program.stages["decode"] = dataclasses.replace(stage, session=session)
 
     class Exhausted:
         def io_binding(self):

@@ -71,6 +71,29 @@ def test_an_snr_that_lies_is_noticed():
     assert not modest.suspect
 
 
+def test_a_small_gap_is_no_lie_however_many_symbols_show_it():
+    csi = Csi(12.5)
+    parts = np.random.default_rng(2).standard_normal((4, 2, 400, 400)) / 2**0.5
+    symbols = parts[0] + 1j * parts[1] + csi.noise_power**0.5 * (parts[2] + 1j * parts[3])
+    admitted = take(symbols.astype(np.complex64), Csi(14.0))
+    assert admitted.snr_db_measured == pytest.approx(12.5, abs=0.5)
+    assert not admitted.suspect
+
+
+def test_chance_is_no_lie_where_symbols_are_few():
+    """Sixteen symbols at 14 dB often have less power than the signal alone should."""
+    csi, measured = Csi(14.0), []
+    for seed in range(200):
+        parts = np.random.default_rng(seed).standard_normal((4, 2, 2, 4))
+        symbols = parts[0] + 1j * parts[1]
+        symbols /= np.sqrt(np.mean(np.abs(symbols) ** 2))
+        symbols += (csi.noise_power / 2) ** 0.5 * (parts[2] + 1j * parts[3])
+        admitted = take(symbols.astype(np.complex64), csi)
+        assert not admitted.suspect
+        measured.append(admitted.snr_db_measured)
+    assert None in measured
+
+
 def test_an_snr_out_of_range_is_clamped_and_said():
     for declared, used in ((20.0, 14.0), (-6.0, 0.0)):
         admitted = take(heard(Csi(declared)), Csi(declared))

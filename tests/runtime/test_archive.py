@@ -89,3 +89,15 @@ def test_what_is_no_zip_is_refused(opened):
         opened(b"PK\x05\x06" + bytes(18) + b"x")
     with pytest.raises(BundleError, match=r"got no such entry, expected 'manifest.json'"):
         opened(b"PK\x05\x06" + bytes(18))
+
+
+def test_a_directory_cut_in_a_record_is_refused(opened):
+    end = archive._END.pack(b"PK\x05\x06", 0, 0, 1, 1, 4, 0, 0)
+    with pytest.raises(BundleError, match="got half a record, expected a whole one"):
+        opened(b"PK\x01\x02" + end)
+
+
+def test_a_manifest_of_another_size_is_refused_unread(opened):
+    entry = Entry("manifest.json", 1_000_001, 0, 0)
+    with pytest.raises(BundleError, match="manifest.json: got 1000001 bytes, expected at most"):
+        opened(local_header(entry) + bytes(entry.size) + directory([entry]))

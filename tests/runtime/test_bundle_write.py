@@ -1,6 +1,7 @@
 """A bundle appears complete or not at all; what was there stays until then."""
 
 import ctypes
+import fcntl
 import os
 import subprocess
 import threading
@@ -10,7 +11,7 @@ import pytest
 import tiny_bundle
 from jscc.runtime import write, writers
 from jscc.runtime.bundle import Bundle, write_bundle
-from jscc.runtime.errors import BundleError, BusyError, JsccError, OutputError
+from jscc.runtime.errors import BundleError, BusyError, JsccError, OutputError, StorageError
 
 
 def listed(folder):
@@ -74,6 +75,36 @@ def test_a_file_system_without_links_is_copied_to(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(os, "link", fail)
     bundle = write_bundle(tmp_path / "a.jscc", manifest, {**files, "graphs/decode.onnx": source})
     assert bundle.graph("decode") == files["graphs/decode.onnx"]
+
+
+def test_a_full_disk_is_no_reason_to_copy(tmp_path, parts, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    manifest, files = parts
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "in" / "decode"
+    source.write_bytes(files["graphs/decode.onnx"])
+    monkeypatch.setattr(writers, "LINK_FROM", 1)
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(os, "statvfs", fail)
+    with pytest.raises(StorageError, match="got 0 bytes available"):
+        write_bundle(tmp_path / "a.jscc", manifest, {**files, "graphs/decode.onnx": source})
+    assert listed(tmp_path) == ["in"]
+
+
+def test_a_source_that_was_switched_is_copied_from_what_was_open(tmp_path, parts, monkeypatch):
+    """The name leads to another file by the time of the link; that one is not taken in."""
+    manifest, files = parts
+    source, other = tmp_path / "decode", tmp_path / "other"
+    source.write_bytes(files["graphs/decode.onnx"])
+    other.write_bytes(b"other")
+    link = os.link
+    monkeypatch.setattr(writers, "LINK_FROM", 1)
+    monkeypatch.setattr(os, "link", lambda source, target, **options: link(other, target))
+    bundle = write_bundle(tmp_path / "a.jscc", manifest, {**files, "graphs/decode.onnx": source})
+    assert bundle.graph("decode") == files["graphs/decode.onnx"]
+    assert other.stat().st_nlink == 1
 
 
 def test_what_is_no_regular_file_is_not_taken_in(tmp_path, parts):
@@ -152,6 +183,12 @@ def test_names_are_exchanged_in_one_step(tmp_path):
     assert (tmp_path / "b").is_dir()
     with pytest.raises(OSError, match="No such file"):
         write._exchange_at_once(tmp_path / "a", tmp_path / "none")
+
+
+def test_what_cannot_be_exchanged_is_renamed(tmp_path):
+    """EINVAL: a folder and its own parent."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert not write._exchange_at_once(tmp_path / "a", tmp_path / "a" / "b")
 
 
 def test_systems_without_exchange_rename_three_times(tmp_path, monkeypatch):
@@ -246,6 +283,26 @@ def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "_is_at", once)
     tiny_bundle.write_codec(tmp_path / "a.jscc")
     assert found == [False, True]
+
+
+def test_a_lock_is_let_go_when_taking_it_is_interrupted(tmp_path, monkeypatch):
+    def interrupt(descriptor, operation):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_bundle.write_codec(tmp_path / "a.jscc")
+    tiny_bundle.write_codec(tmp_path / "a.jscc")
+    assert listed(tmp_path) == ["a.jscc"]
+
+
+def test_a_process_of_somebody_else_is_alive(monkeypatch):
+    def deny(pid, number):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", deny)
+    assert write._is_other(12345)
 
 
 def test_writers_at_once_give_one_whole_bundle(tmp_path, parts):

@@ -6,7 +6,14 @@ import pytest
 
 from jscc.runtime.coherence import check_coherence
 from jscc.runtime.errors import BundleError
-from jscc.runtime.manifest import FileEntry, LoopStep, ParityEntry, TensorEntry
+from jscc.runtime.manifest import (
+    FileEntry,
+    LoopStep,
+    ParityEntry,
+    Selftest,
+    SelftestCsi,
+    TensorEntry,
+)
 from jscc.runtime.ports import Port
 
 ENTRY = FileEntry("0" * 64, 1)
@@ -125,6 +132,8 @@ def test_loops(diffusion):
     refused(with_port(diffusion, "denoise", "outputs", 0, shape=("batch", 4)), r"\[batch,4\] from")
     refused(with_sampler(diffusion, steps=1001), "got 1001, expected at most 1000 timesteps")
     refused(with_loop(diffusion, start=None), "got 'received', expected 'noise'")
+    tested = Selftest("x", "y", SelftestCsi(7.0, (1.0, 0.0)), 0, 0, 30.0)
+    refused(replace(diffusion, selftest=tested), "/selftest/steps: got 0, expected 1 to 1000")
     guided = with_sampler(diffusion, guidance=5.0)
     check_coherence(guided)
     refused(with_loop(guided, guide=None), "/guidance: got 5.0, expected 0")

@@ -37,6 +37,6 @@ def test_an_snr_is_a_finite_number(snr_db):
 
 @pytest.mark.parametrize("gain", [0, 0j, complex("nan"), complex("inf"), 1e-13, 1e13j, None, "1"])
 def test_a_gain_is_finite_and_not_zero(gain):
-    with pytest.raises(CsiError, match="csi.gain: got .*, expected a complex number of") as caught:
+    with pytest.raises(CsiError, match=r"csi.gain: got .*, expected a complex number of") as caught:
         Csi(7.0, gain)
     assert caught.value.code == "E_CSI"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import tiny_bundle
+from jscc.runtime import graph_walk
 from jscc.runtime.errors import BundleError
 from jscc.runtime.graphs import check_policy, summarise
 from jscc.runtime.onnx_wire import Reader
@@ -366,6 +367,21 @@ def test_any_mutant_is_read_or_refused(edits):
 def test_any_bytes_are_refused(data):
     with pytest.raises(BundleError):
         check_policy(summarise(data), "graphs/g.onnx", {})
+
+
+def test_nodes_are_counted_over_all_graphs(monkeypatch):
+    monkeypatch.setattr(graph_walk, "NODE_LIMIT", 2)
+    loop = helper.make_node("Loop", ["x"], ["y"], body=built(relu(), relu(1)).graph)
+    refused(built(loop), "got more than 2 nodes, expected at most 2")
+    assert checked(built(relu(), relu(1))).nodes == 2
+
+
+def test_attributes_of_functions_are_walked_too():
+    model = built(relu())
+    function = helper.make_function("f", "F", [], [], [relu()], [helper.make_opsetid("", 20)])
+    function.attribute_proto.append(helper.make_attribute("w", external((("location", "/x"),))))
+    model.functions.append(function)
+    refused(model, "got length ''|location", "E_GRAPH_EXTERNAL")
 
 
 def test_a_large_graph_is_walked_in_time():

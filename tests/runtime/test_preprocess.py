@@ -49,6 +49,7 @@ def test_pictures_of_the_official_script(case, edge):
         ((64, 128), 0, (64, 128), (64, 128)),
         ((65, 1), 0, (65, 1), (128, 64)),
         ((45, 70), 64, (64, 100), (64, 128)),
+        ((30, 31), 64, (64, 67), (64, 128)),
         ((100, 51), 512, (1004, 512), (1024, 512)),
         ((512, 700), 512, (512, 700), (512, 704)),
     ],
@@ -106,7 +107,8 @@ def test_every_byte_survives_the_network_side():
 
 
 @pytest.mark.parametrize(
-    ("rounding", "levels"), [("truncate", [0, 0, 127, 254, 255]), ("nearest", [0, 1, 128, 255, 255])]
+    ("rounding", "levels"),
+    [("truncate", [0, 0, 127, 254, 255]), ("nearest", [0, 1, 128, 255, 255])],
 )
 def test_rounding(rounding, levels):
     values = np.array([-0.5, 0.9, 127.9, 254.9, 300.0], np.float32) / np.float32(255)

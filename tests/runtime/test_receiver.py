@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_engine import FakeBackend
 
+from fake_engine import FakeBackend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.channel import Awgn
 from jscc.runtime.csi import Csi
@@ -211,7 +211,7 @@ def test_a_side_input_for_each_image_or_one_for_all(receiver):
 def test_a_codec_has_nothing_to_sample(codec_bundle):
     device = Receiver(codec_bundle, backend=ENGINE)
     with pytest.raises(
-        UsageError, match="sampling: got .*steps=5.*this bundle has no loop"
+        UsageError, match=r"sampling: got .*steps=5.*this bundle has no loop"
     ) as caught:
         device.receive(heard(), CSI, seed=0, steps=5)
     assert caught.value.code == "E_NO_LOOP"
@@ -258,9 +258,7 @@ def test_a_batch_that_does_not_fit_is_received_one_by_one(diffusion_bundle):
     images, records = device.receive_batch(symbols, [CSI] * 2, seed=0, frame=5, side=CONTEXT)
     assert not np.array_equal(images[0], images[1])
     assert [record.frame for record in records] == [5, 6]
-    assert records[0].fallbacks == (
-        "ran out of memory: engine built anew, images one by one",
-    )
+    assert records[0].fallbacks == ("ran out of memory: engine built anew, images one by one",)
 
 
 def test_an_image_that_does_not_fit_alone_is_an_error(diffusion_bundle):
@@ -274,6 +272,85 @@ def test_an_image_that_does_not_fit_alone_is_an_error(diffusion_bundle):
     with pytest.raises(UnavailableError, match="got out of memory"):
         receive(device)
     assert len(tries) == 2  # once more on the engine built anew
+
+
+def test_other_failures_of_the_engine_are_not_tried_again(diffusion_bundle):
+    tries = []
+
+    def decode(arrays):
+        tries.append(1)
+        raise UnavailableError("E_RUN", "stage 'decode': got error 700")
+
+    device = Receiver(diffusion_bundle, backend=FakeBackend({"decode": decode}))
+    with pytest.raises(UnavailableError, match="got error 700"):
+        receive(device)
+    assert len(tries) == 1
+
+
+def test_images_received_one_by_one_keep_their_side_inputs_and_levels(diffusion_bundle):
+    """Whatever memory there is, the images are the same."""
+    side = {"context": np.stack([CONTEXT["context"][0], 1 - CONTEXT["context"][0]])}
+    loop = diffusion_bundle.manifest.loops["denoise"]
+    sampler = dataclasses.replace(loop.sampler, start_level=None)
+    loops = {"denoise": dataclasses.replace(loop, sampler=sampler)}
+    bundle = with_manifest(diffusion_bundle, loops=loops)
+
+    @dataclasses.dataclass(frozen=True)
+    class Cramped:
+        name = ENGINE.name
+
+        def load(self, stage, *arguments):
+            session = ENGINE.load(stage, *arguments)
+            return Single(session) if stage == "decode" else session
+
+        def fallback(self):
+            return None
+
+    class Single:
+        def __init__(self, session):
+            self.inputs, self.outputs = session.inputs, session.outputs
+            self.provider, self.fallbacks = session.provider, session.fallbacks
+            self.session = session
+
+        def run(self, arrays):
+            if len(arrays["received"]) > 1:
+                raise UnavailableError("E_MEMORY", "stage 'decode': got out of memory")
+            return self.session.run(arrays)
+
+    symbols = np.stack([heard(seed=0), heard(seed=1)])
+    csis = [Csi(2.0), Csi(11.0)]
+    together, _ = Receiver(bundle, backend=ENGINE).receive_batch(symbols, csis, seed=1, side=side)
+    cramped, records = Receiver(bundle, backend=Cramped()).receive_batch(
+        symbols, csis, seed=1, side=side
+    )
+    assert np.abs(together.astype(int) - cramped).max() <= 1
+    levels = [record.loops["denoise"].level for record in records]
+    assert levels[0] > levels[1]
+
+
+def test_a_received_start_begins_at_the_named_tensor(diffusion_bundle):
+    states = []
+
+    def condition(arrays):
+        return {"hint": np.full((1, 4, 8, 12), 5.0, np.float32)}
+
+    def denoise(arrays):
+        states.append(arrays["latent"])
+        return {"clean": arrays["latent"]}
+
+    backend = FakeBackend(
+        {
+            "decode": lambda arrays: {"reconstruction": np.zeros((1, 3, 32, 48), np.float32)},
+            "condition": condition,
+            "denoise": denoise,
+            "render": fake_render,
+        }
+    )
+    device = Receiver(diffusion_bundle, backend=backend)
+    receive(device, start="received", start_level=0.1)
+    receive(device, start="noise", guidance=1e4, steps=1, sampler="ddpm")
+    assert states[0].mean() == pytest.approx(5 * 0.957, abs=0.1)  # sqrt(abar) at level 100
+    assert abs(states[-1].mean()) < 0.5
 
 
 def test_the_self_test_can_be_left_out(codec_bundle):

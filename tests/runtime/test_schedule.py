@@ -13,7 +13,7 @@ STABLE_DIFFUSION = ScheduleSpec("scaled_linear", 0.00085, 0.012, 1000)
 
 
 def test_stable_diffusion_ends_at_its_known_level():
-    """abar of the last level, 0.004660, as published with the weights."""
+    """The last level is 0.004660, as published with the weights."""
     schedule = schedule_from(STABLE_DIFFUSION)
     assert schedule.last == 999
     assert schedule.alphas_cumprod[999] == pytest.approx(0.004660, abs=5e-7)
@@ -62,6 +62,10 @@ def test_level_of_snr_is_the_first_at_least_as_noisy(snr_db):
     ratios = 10 * np.log10(abar / (1 - abar))
     assert ratios[level] <= snr_db or level == schedule.last
     assert level == 0 or ratios[level - 1] > snr_db
+
+
+def test_a_level_exactly_as_noisy_is_the_one():
+    assert Schedule(np.array([0.8, 0.5, 0.2])).level_of_snr(0.0) == 1
 
 
 @pytest.mark.parametrize(("snr_db", "level"), [(-1e9, 999), (1e9, 0), (400.0, 0)])

@@ -168,6 +168,7 @@ def test_headers_that_are_refused(key, value, code, words):
 
 FIELDS = [
     ("jscc:planes", 5, "E_SYM_COUNT", 'got "30 samples", expected planes/2 x rows x columns'),
+    ("jscc:planes", 7, "E_SYM_COUNT", "of 7x2x5, planes even"),
     ("jscc:rows", 3, "E_SYM_COUNT", "of 6x3x5, planes even"),
     ("jscc:rows", None, "E_SIGMF_META", "jscc:rows: got nothing, expected an integer from 1"),
     ("jscc:height", -1, "E_SIGMF_META", "jscc:height: got -1, expected an integer from 1"),

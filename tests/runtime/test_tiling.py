@@ -1,4 +1,4 @@
-"""Tiling: weights that sum to one, tiles of one shape, and stages that cannot tell the difference."""
+"""Tiling: weights that sum to one, tiles of one shape, stages that cannot tell the difference."""
 
 import numpy as np
 import pytest
@@ -46,6 +46,14 @@ def test_weights_sum_to_one_everywhere(case):
         assert (weight > 0).all()
         total[start : start + axis.tile] += weight
     assert np.abs(total - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize("length", range(192, 1024, 64))
+def test_an_overlap_that_is_no_multiple_is_kept(length):
+    axis = tile_image(length, 64, tile=128, overlap=32, multiple=64).height
+    shared = np.array(axis.starts[:-1]) + axis.tile - np.array(axis.starts[1:])
+    assert shared.min() >= 32
+    assert all(start % 32 == 0 for start in axis.starts)
 
 
 def test_two_tiles_are_blended_by_a_straight_ramp():

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 import tiny_bundle
 from fake_engine import FakeBackend
-
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import BundleError, CsiError, ImageError, UsageError
@@ -108,7 +108,7 @@ def test_an_encoder_without_power_sends_nothing(codec_bundle, value):
 
 def test_images_that_are_too_large_are_refused_before_anything_is_allocated(codec_bundle):
     small = Transmitter(codec_bundle, backend=ENGINE, max_pixels=1000)
-    with pytest.raises(ImageError, match="got 30x45.*at most 1000 pixels, here 32x48"):
+    with pytest.raises(ImageError, match=r"got 30x45.*at most 1000 pixels, here 32x48"):
         small.send(picture())
     huge = np.lib.stride_tricks.as_strided(picture(), (1 << 20, 1 << 20, 3), (0, 0, 1))
     with pytest.raises(ImageError, match="got 1048576x1048576"):

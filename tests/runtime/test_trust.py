@@ -120,6 +120,13 @@ def test_a_bundle_folder_follows_the_given_link_and_no_other(tmp_path):
         pass
 
 
+def test_a_folder_that_is_not_there_is_missed(tmp_path):
+    with open_bundle_folder(tmp_path) as folder, pytest.raises(BundleError) as caught:
+        folder.read("graphs/a.onnx", size=0, sha256="")
+    assert caught.value.code == "E_BUNDLE_MISSING"
+    assert "got no folder 'graphs', expected 'graphs/a.onnx'" in str(caught.value)
+
+
 @pytest.mark.parametrize("size", [0, 1, trust.CHUNK - 1, trust.CHUNK, 2 * trust.CHUNK + 3])
 def test_the_bytes_that_are_hashed_are_the_bytes_that_come_back(tmp_path, size):
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()

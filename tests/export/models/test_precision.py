@@ -135,8 +135,14 @@ def test_the_source_is_left_alone(control):
 def test_norms_compute_in_float32(norm, shape, rng):
     """Values whose squares leave the range of float16."""
     x = 1000 * torch.randn(shape, generator=rng)
+    half, seen = halve(norm), []
+    half.inner.register_forward_hook(
+        lambda module, inputs, output: seen.extend([inputs[0], module.weight, output])
+    )
     with torch.no_grad():
-        assert relative_gap(halve(norm)(x.half()), norm.eval()(x)) < CLOSE
+        got = half(x.half())
+        assert relative_gap(got, norm.eval()(x)) < CLOSE
+    assert {tensor.dtype for tensor in seen} == {torch.float32}
 
 
 def test_outputs_in_containers_are_float32(rng):

@@ -1,19 +1,22 @@
 """ONNX Runtime backend: weights from memory, providers that are really used, errors in words."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import tiny_bundle
 from onnx import helper
 
+import tiny_bundle
 from jscc.runtime.backends import onnxruntime as module
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from jscc.runtime.errors import BundleError, DataError, UnavailableError, UsageError
+from jscc.runtime.graphs import ExternalTensor
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Port
 
@@ -80,6 +83,15 @@ def test_weights_come_from_memory_aligned_or_not(shift):
     assert np.array_equal(outside.run({"x": x})["y"], inside.run({"x": x})["y"])
 
 
+@pytest.mark.parametrize(("shift", "copied"), [(0, False), (1, True), (4, False)])
+def test_weights_are_not_copied_unless_they_are_unaligned(shift, copied):
+    file = np.zeros(64 + shift, np.uint8)
+    tensor = ExternalTensor("w", "w.data", shift, 64, "float32", 32, (4, 4), "")
+    pointer = module._weight(tensor, memoryview(file)).data_ptr()
+    assert pointer % 4 == 0
+    assert (pointer != file.ctypes.data + shift) == copied
+
+
 def test_weights_of_a_dtype_that_numpy_lacks_come_from_memory_too():
     weight = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [4], [1, -2, 3, -4])
     nodes = [
@@ -113,6 +125,21 @@ def test_what_happens_to_the_weights_afterwards_does_not_matter():
     before = session.run({"x": x})["y"]
     data[:] = bytes(len(data))
     assert np.array_equal(session.run({"x": x})["y"], before)
+
+
+def test_nothing_holds_the_weights_afterwards():
+    """So that dropping a bundle frees them."""
+    made = tiny_bundle.model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], (FLOATS,), (OUT,),
+        [tiny_bundle.weights("w", 4, 4)],
+    )  # fmt: skip
+    data = np.frombuffer(tiny_bundle._external(made, "w", "w.data"), np.uint8).copy()
+    gone = weakref.ref(data)
+    session = load(made.SerializeToString(), external={"w.data": memoryview(data)})
+    del data
+    gc.collect()
+    assert gone() is None
+    assert session.run({"x": np.ones((1, 4), np.float32)})["y"].any()
 
 
 @pytest.mark.parametrize(
@@ -158,7 +185,7 @@ def test_errors_of_the_wrong_type_are_wrapped_too(monkeypatch):
         raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
     monkeypatch.setattr(module.ort, "InferenceSession", refuse)
-    with pytest.raises(BundleError, match="got UnicodeDecodeError .*invalid start byte") as caught:
+    with pytest.raises(BundleError, match=r"got UnicodeDecodeError .*invalid start byte") as caught:
         load(BAD_NAME)
     assert caught.value.code == "E_GRAPH_LOAD"
 
@@ -244,15 +271,24 @@ def test_it_is_not_built_anew_for_ever():
     assert len(builds) == 3
 
 
+def test_the_cpu_needs_no_rebuilding():
+    session = load(DOUBLE)
+    assert session._build is None
+    session._session = broken = Broken(BFC)
+    with pytest.raises(UnavailableError, match="expected enough memory"):
+        session.run({"x": np.ones((1, 4), np.float32)})
+    assert session._session is broken
+
+
 def test_other_errors_build_nothing():
     session, builds = breaking("CUDA error 700: illegal address", load(DOUBLE)._session)
-    with pytest.raises(UnavailableError, match="illegal address.*expected it to run") as caught:
+    with pytest.raises(UnavailableError, match=r"illegal address.*expected it to run") as caught:
         session.run({"x": np.ones((1, 4), np.float32)})
     assert caught.value.code == "E_RUN"
     assert builds == []
 
 
-def test_the_real_engine_runs_out_of_memory_in_those_words():
+def test_the_real_engine_runs_out_of_memory_in_those_words(capfd):
     ports = (Port("x", "float32", (1,)), Port("shape", "int64", (2,)))
     total = Port("y", "float32", ())
     data = graph(
@@ -267,17 +303,17 @@ def test_the_real_engine_runs_out_of_memory_in_those_words():
     with pytest.raises(UnavailableError, match="Failed to allocate memory") as caught:
         session.run(huge)
     assert caught.value.code == "E_MEMORY"
+    assert capfd.readouterr() == ("", "")
     small = {"x": np.ones(1, np.float32), "shape": np.array([3, 5])}
     assert session.run(small)["y"] == 15
 
 
 def test_outputs_too_large_to_allocate_are_out_of_memory():
     grown = Port("y", "float32", ("batch", 1 << 30, 1 << 20))
-    session = load(
-        graph([helper.make_node("Unsqueeze", ["x", "axis"], ["y"])], outputs=(Port("y", "float32", ("batch", 4, 1)),),
-              weights=[onnx.numpy_helper.from_array(np.array([2], np.int64), "axis")]),
-        entry(outputs=(grown,)),
-    )  # fmt: skip
+    real = Port("y", "float32", ("batch", 4, 1))
+    axis = onnx.numpy_helper.from_array(np.array([2], np.int64), "axis")
+    node = helper.make_node("Unsqueeze", ["x", "axis"], ["y"])
+    session = load(graph([node], outputs=(real,), weights=[axis]), entry(outputs=(grown,)))
     with pytest.raises(UnavailableError, match="Unable to allocate") as caught:
         session.run({"x": np.ones((1, 4), np.float32)})
     assert caught.value.code == "E_MEMORY"

@@ -69,12 +69,12 @@ def test_the_pictures(jscc, link_bundle, codec, photo, context, tmp_path):
         pixels(tmp_path / "sim" / "photo-received.png"),
     ]
     factor = round(320 / 30)
-    top, left = 16 + 18 + 12, 16
+    top, left = 16 + 2 * 20, 16  # the margin and a title of two lines' height
     for image in shown:
         large = image.repeat(factor, axis=0).repeat(factor, axis=1)
         height, width = large.shape[:2]
         np.testing.assert_array_equal(sheet[top : top + height, left : left + width], large)
-        left += max(width, 0) + 16
+        left += width + 16
     narrower = pixels(tmp_path / "codec" / "photo-compare.png")
     assert narrower.shape[1] < sheet.shape[1]
 

@@ -1,7 +1,7 @@
 """All samplers, held to closed forms of diffusion on simple data.
 
-Known data m: at level abar the latent is ``sqrt(abar) m + sqrt(1 - abar) n``; every sampler here has
-to keep that mean and that variance at each of its levels, exactly.
+Known data m: at level abar the latent is ``sqrt(abar) m + sqrt(1 - abar) n``; every sampler here
+has to keep that mean and that variance at each of its levels, exactly.
 
 Gaussian data of variance v: the ideal network answers ``k x``, so the state stays Gaussian and its
 scale can be followed as a number. The probability-flow ODE carries ``sqrt(abar v + 1 - abar)``.
@@ -21,13 +21,13 @@ DATA_VARIANCE = 0.6
 
 
 def fine_schedule(levels=1 << 18):
-    """abar of a cosine: smooth, and so fine that rounding of levels does not matter."""
+    """The levels of a cosine: smooth, and so fine that rounding of levels does not matter."""
     share = (np.arange(levels) + 0.5) / levels
     return Schedule(np.cos(0.05 + 1.4 * share) ** 2)
 
 
 def abars_of(schedule, table):
-    """abar at which each row begins, and 1 in the end."""
+    """What is left of the data where each row begins, and 1 in the end."""
     return [*(float(schedule.alphas_cumprod[row.t]) for row in table.rows), 1.0]
 
 
