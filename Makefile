@@ -32,6 +32,7 @@ help: ## Show this list
 demo: $(DEMO_READY) $(PHOTOS) $(BUNDLE) ## Send photographs over a simulated radio link [IMAGE=photo.jpg] [SNR=4]
 	@$(BIN)/jscc simulate $(BUNDLE) $(if $(IMAGE),"$(IMAGE)",$(PHOTOS)/*.jpg) \
 	  --snr $(SNR) --output out/demo --force
+	@echo "Original, codec alone and received, side by side: out/demo/*-compare.png"
 
 .PHONY: test
 test: lint ## Check style, types and layers, then run all tests [PYTEST="-k name"]
@@ -77,6 +78,6 @@ $(PHOTOS): | $(BIN)/python
 	@cp $@.tmp/sklearn/datasets/images/*.jpg $@.tmp/sklearn/datasets/images/README.txt $@
 	@rm -r $@.tmp
 
-$(BUNDLE): $(DEMO_READY) $(wildcard export/reference/diffjscc/*)
+$(BUNDLE): $(wildcard export/reference/diffjscc/*) | $(DEMO_READY)
 	@mkdir -p out
 	@$(BIN)/jscc export --model diffjscc --output $@ --force

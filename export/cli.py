@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import resource
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    begun = time.monotonic()
     try:
         arguments = _parser().parse_args(argv)
         raise_on_terminate()
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("jscc-export: interrupted, nothing was written.\n")
         return 130
-    _report(bundle)
+    _report(bundle, time.monotonic() - begun)
     return 0
 
 
@@ -150,7 +153,7 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _report(bundle: Bundle) -> None:
+def _report(bundle: Bundle, seconds: float) -> None:
     manifest = bundle.manifest
     size = sum(entry.size for entry in manifest.files.values()) / 2**20
     lines = [f"{bundle.path}: {manifest.system}, {manifest.precision}, {size:.1f} MiB"]
@@ -160,4 +163,6 @@ def _report(bundle: Bundle) -> None:
                 f"  {stage}/{port}: differs from torch by {parity.max_abs:.1e} at most "
                 f"at {parity.size[0]}x{parity.size[1]}"
             )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    lines.append(f"  exported in {seconds:.0f} s, peak memory {peak:.2f} GiB")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -112,7 +112,7 @@ def test_a_slow_stage_shows_as_that_stage(shared_bundles, monkeypatch):
     monkeypatch.setattr(OnnxRuntimeSession, "run", slow)
     found = measure(shared_bundles["diffusion"], make_case(steps=2, runs=3))["latency_ms"]
     assert found["stages"]["denoise"]["p50"] >= 60
-    assert found["stages"]["decode"]["p50"] < 30
+    assert found["stages"]["decode"]["p50"] < found["stages"]["denoise"]["p50"]
     assert found["end_to_end"]["p50"] >= found["stages"]["denoise"]["p50"]
 
 
@@ -123,13 +123,13 @@ def test_warm_up_runs_do_not_count(shared_bundles, monkeypatch):
 
     def slow_at_first(self, arrays):
         runs.append(1)
-        time.sleep(0.2 if len(runs) <= 2 else 0)
+        time.sleep(2 if len(runs) == 1 else 0)
         return real(self, arrays)
 
     bundle = shared_bundles["diffusion"]  # no self-test, so the first run is the first image
     monkeypatch.setattr(OnnxRuntimeSession, "run", slow_at_first)
     document = measure(bundle, make_case(steps=1, runs=2, warmup=1))
-    assert max(document["samples_ms"]) < 200
+    assert max(document["samples_ms"]) < 2000
 
 
 def test_symbols_of_the_probe_are_admissible(shared_bundles):

@@ -1,5 +1,6 @@
 """The README: its commands exist with the options that it gives them, its links lead somewhere."""
 
+import json
 import re
 import shlex
 import shutil
@@ -8,7 +9,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jscc.benchmarks.readme_tables import main as readme_tables
 
@@ -57,6 +60,24 @@ def test_jscc_commands_and_their_options_exist(command):
     for argument in arguments:
         if re.fullmatch(r"-[a-z]|--[a-z-]+", argument):
             assert re.search(rf"(?<![\w-]){re.escape(argument)}\b", text), argument
+
+
+@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
+def test_python_examples_run(code, shared_bundles, tmp_path):
+    shutil.copytree(shared_bundles["codec"].path, tmp_path / "diffjscc.jscc")
+    pixels = np.random.default_rng(5).integers(0, 256, (24, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["seed"] == 1
+    with Image.open(tmp_path / "received.png") as received:
+        assert received.size == (40, 24)
 
 
 @pytest.mark.parametrize("command", commands("make"))

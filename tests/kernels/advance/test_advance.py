@@ -11,6 +11,8 @@ from jscc.kernels.advance.reference import advance
 
 @dataclass(frozen=True)
 class Row:
+    """A row of a table, all zero."""
+
     a: float = 0.0
     b: float = 0.0
     c: float = 0.0
