@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jscc.runtime.receiver import Receiver
-from jscc.runtime.transmitter import Transmitter
-from jscc.runtime.write import check_destination
 
 from jscc.export.lower import Lowered, Sizes, lower
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import FORMAT, Manifest, Selftest, SelftestCsi, TensorEntry
+from jscc.runtime.receiver import Receiver
+from jscc.runtime.transmitter import Transmitter
+from jscc.runtime.write import check_destination
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,1 +1,1 @@
-"""Runtime: everything the device gets. numpy and one engine library; never torch, not even lazily."""
+"""Runtime: everything the device gets. numpy and one engine library; never torch, not lazily."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from recording_backend import RecordingBackend
 from safetensors.numpy import load_file
 
 from jscc.export.cli import main
@@ -15,6 +14,7 @@ from jscc.runtime.bundle import Bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.transmitter import Transmitter
+from recording_backend import RecordingBackend
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from recording_backend import RecordingBackend
 from safetensors.numpy import load_file
 
 from jscc.export.cli import main
@@ -29,6 +28,7 @@ from jscc.runtime.receiver import Receiver
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.table import table_for
 from jscc.runtime.transmitter import Transmitter
+from recording_backend import RecordingBackend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import tiny_checkpoint
 import torch
 
+import tiny_checkpoint
 from jscc.export.cli import main
 from jscc.export.gather import gather
 from jscc.export.system import Options, find

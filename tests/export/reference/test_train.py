@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from jscc.export.models.autoencoder import Autoencoder
 from jscc.export.models.deepjscc_cnn import DeepJscc
 from jscc.export.models.unet import Control, Unet
+from jscc.export.reference import codec as codec_module
 from jscc.export.reference import train as recipe_module
 from jscc.export.reference.codec import calibrate, psnr_db, transmit
 from jscc.export.reference.config import reference_config
@@ -31,10 +32,14 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def little_work():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec_module, "CALIBRATION_BATCHES", 2)
+        patch.setattr(codec_module, "CALIBRATION_BATCH", 2)
+        patch.setattr(codec_module, "EVALUATED_SNR_DB", (7.0,))
+        yield
     torch.set_num_threads(threads)
 
 
@@ -66,8 +71,7 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def tiny(data, tmp_path):
+def make_recipe(data, out):
     """A recipe of a few steps with networks as small as the classes allow."""
     config = reference_config()
     params = config["params"]
@@ -88,7 +92,19 @@ def tiny(data, tmp_path):
         snrs_per_tile=1,
     )
     limit = {stage: Plan(lr=1e-3, steps=STEPS, warmup_steps=2, log_every=1) for stage in STAGES}
-    return Recipe(data=data, out=tmp_path / "out", preset=preset, config=config, limit=limit)
+    return Recipe(data=data, out=out, preset=preset, config=config, limit=limit)
+
+
+@pytest.fixture
+def tiny(data, tmp_path):
+    return make_recipe(data, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    recipe = make_recipe(data, tmp_path_factory.mktemp("trained"))
+    train(recipe, STAGES)
+    return recipe
 
 
 def test_tiles_of_one_source_image_stay_together(data):
@@ -157,7 +173,7 @@ def test_calibration_measures_the_statistics_of_the_present_weights(tiny):
     first = codec.E.net[2].running_mean.clone()
     codec.E.net[1].weight.data *= 2
     calibrate(codec, tiles, params)
-    assert torch.allclose(codec.E.net[2].running_mean, 2 * first, rtol=0.05, atol=1e-3)
+    assert torch.allclose(codec.E.net[2].running_mean, 2 * first, rtol=0.2, atol=1e-2)
 
 
 def test_psnr():
@@ -183,12 +199,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, stage):
     assert runs["whole"]["step"] == runs["broken"]["step"] == STEPS
     assert_same(runs["whole"]["model"], runs["broken"]["model"])
     assert_same(runs["whole"]["ema"], runs["broken"]["ema"])
-
-
-@pytest.fixture
-def trained(tiny):
-    train(tiny, STAGES)
-    return tiny
 
 
 def test_every_stage_leaves_a_checkpoint_a_log_and_packed_weights(trained):
