@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jscc.export.lower import Lowered, Sizes, lower
+from jscc.export.lower import Lowered, Sizes, lower, release_memory
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import FORMAT, Manifest, Selftest, SelftestCsi, TensorEntry
 from jscc.runtime.receiver import Receiver
+from jscc.runtime.selftest import empty_sides
 from jscc.runtime.transmitter import Transmitter
 from jscc.runtime.write import check_destination
 
@@ -86,11 +87,12 @@ def export(system: System, source: WeightSource, order: Order, progress: Progres
             stage_folder = folder / spec.name
             stage_folder.mkdir()
             lowered[spec.name] = lower(spec, stage_folder, sizes, order.precision)
+            release_memory()
         files = {name: path for stage in lowered.values() for name, path in stage.files.items()}
         entries = _store(plan.tensors, folder, files)
         manifest = _manifest(source, order, plan, lowered, entries)
         progress("self-test", len(plan.stages), len(plan.stages) + 1)
-        manifest = _add_selftest(manifest, plan, sizes, folder, files)
+        manifest = _add_selftest(manifest, sizes, folder, files)
         return write_bundle(
             order.destination,
             manifest,
@@ -157,22 +159,26 @@ def _manifest(
 
 
 def _add_selftest(
-    manifest: Manifest, plan: Plan, sizes: Sizes, folder: Path, files: dict[str, Path]
+    manifest: Manifest, sizes: Sizes, folder: Path, files: dict[str, Path]
 ) -> Manifest:
     """Receive a small synthetic image once and store what was sent and what came out."""
-    if plan.side_inputs:
-        return manifest
     draft = write_bundle(folder / "draft.jscc", manifest, files)
-    # The draft holds the graphs now; the final bundle takes them from there.
-    for name in files:
-        files[name] = draft.path / name
     csi = Csi(snr_db=manifest.signal.snr_db_default)
     image = synthetic_image(*(sizes.fixed or (sizes.proved()["height"], sizes.proved()["width"])))
     symbols = Transmitter(draft).send(image, csi=csi)
-    steps = SELFTEST_STEPS if plan.loops else 0
-    received, _ = Receiver(draft, selftest=False).receive(
-        symbols, csi, seed=SELFTEST_SEED, steps=steps or None
+    steps = SELFTEST_STEPS if manifest.loops else 0
+    receiver = Receiver(draft, selftest=False)
+    del draft  # the engine has a copy of the weights; two are enough while it loads
+    release_memory()
+    received, _ = receiver.receive(
+        symbols,
+        csi,
+        seed=SELFTEST_SEED,
+        steps=steps or None,
+        side=empty_sides(manifest, image.shape[:2]),
     )
+    del receiver
+    release_memory()
     tensors = dict(manifest.tensors)
     for name, array in (("selftest_symbols", symbols), ("selftest_image", received)):
         tensors[name] = _save(name, array, folder, files)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import io
 import logging
 import math
@@ -111,6 +113,7 @@ def lower(spec: StageSpec, folder: Path, sizes: Sizes, precision: str) -> Lowere
     path = folder / f"{spec.name}.onnx"
     _write_graph(spec, module, inputs, outputs, sizes, path)
     del module
+    release_memory()
     proved = sizes.proved()
     size = (proved["height"], proved["width"])
     parity = prove(spec, path, probe, reference, tolerance, size)
@@ -123,6 +126,14 @@ def lower(spec: StageSpec, folder: Path, sizes: Sizes, precision: str) -> Lowere
     )
     files = {f"graphs/{file.name}": file for file in sorted(folder.glob(f"{path.name}*"))}
     return Lowered(entry, files, parity)
+
+
+def release_memory() -> None:
+    """Give freed weights back to the system: the next stage's are as large."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
 
 
 def examples(ports: tuple[Port, ...], sizes: Mapping[str, int], seed: int) -> Arrays:

@@ -132,8 +132,9 @@ def test_doctor_reports(device, tmp_path):
     assert "onnxruntime" in ran.stdout
 
 
-def test_export_says_what_is_missing(device, tmp_path):
-    ran = device.run("jscc", "export", "--model", "diffjscc", "-o", "x.jscc", cwd=tmp_path)
+@pytest.mark.parametrize("command", [("jscc", "export"), ("jscc-export",)])
+def test_export_says_what_is_missing(device, command, tmp_path):
+    ran = device.run(*command, "--model", "diffjscc", "-o", "x.jscc", cwd=tmp_path)
     assert ran.returncode == 69
     assert "torch" in ran.stderr or "rich" in ran.stderr
     assert "Traceback" not in ran.stderr
