@@ -58,8 +58,10 @@ class CodecStage:
     model: DeepJscc = field(init=False)
 
     def __post_init__(self) -> None:
-        model = DeepJscc.from_config(self.params)
-        object.__setattr__(self, "model", model.to(self.device, memory_format=torch.channels_last))
+        model = DeepJscc.from_config(self.params).to(self.device)
+        # torch's annotations know this keyword together with a tensor only.
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        object.__setattr__(self, "model", model)
 
     @property
     def matrices(self) -> set[str]:

@@ -23,6 +23,8 @@ _TRUNK: Final[dict[str, Any]] = {
 
 _CONFIG: Final[dict[str, Any]] = {
     "target": "model.cldm.ControlLDM",
+    # Not in the official schema: what the exporter makes the bundle's defaults.
+    "receiver": {"sampler": "ddpm", "steps": 4, "start": "noise"},
     "params": {
         "linear_start": 0.00085,
         "linear_end": 0.0120,

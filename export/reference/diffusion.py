@@ -114,7 +114,7 @@ class DiffusionStage:
         x = signal.sqrt() * clean + (1 - signal).sqrt() * noise
         inputs = [value.to(self.device) for value in (x, hint, t.float(), snr_db)]
         with torch.autocast(self.device.type, torch.bfloat16):
-            predicted = model(*inputs)
+            predicted: Tensor = model(*inputs)
         return (predicted.float() - noise.to(self.device)).square().mean(dim=(1, 2, 3))
 
     def settle(self, model: nn.Module) -> None:

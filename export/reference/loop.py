@@ -28,13 +28,16 @@ class Stage(Protocol):
     """What the loop needs to know of the thing that is trained."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Names the stage's files."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     @property
-    def matrices(self) -> set[str]: ...
+    def matrices(self) -> set[str]:
+        """Names of the weights that Muon updates."""
 
     def loss(self, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         """Returns what to log, with `loss`, the one to descend; `progress` runs from 0 to 1."""
@@ -74,6 +77,7 @@ class State:
     elapsed_s: float = 0.0
 
     def dump(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to equal an uninterrupted one."""
         return {
             "format": FORMAT,
             "model": self.model.state_dict(),
@@ -86,6 +90,7 @@ class State:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
+        """Take over what `dump` returned."""
         self.model.load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):

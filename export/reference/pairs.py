@@ -33,6 +33,7 @@ class Pairs:
     snr_db: Tensor
 
     def dump(self) -> dict[str, Tensor]:
+        """The tensors by name, for a file."""
         return {"clean": self.clean, "hint": self.hint, "snr_db": self.snr_db}
 
 

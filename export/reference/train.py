@@ -109,6 +109,7 @@ class Recipe:
 
     @property
     def device(self) -> torch.device:
+        """Where the preset trains."""
         return torch.device(self.preset.device)
 
 
