@@ -2,15 +2,15 @@
 
 import argparse
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jscc.benchmarks.latency import SCENARIO, Case, measure
+from jscc.benchmarks.report import write_result
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import image_size, make_parser, positive, providers, seed
-from jscc.runtime.output_files import check_destination, write_file
+from jscc.runtime.output_files import check_destination
 from jscc.runtime.terminal import notice, pairs, say, table
 
 # Measurements with options of their own: ``jscc bench NAME …``.
@@ -42,8 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     document = measure(bundle, case)
     if options.json is not None:
-        text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        write_file(options.json, text.encode(), force=options.force)
+        write_result(options.json, "latency", document)
         notice(f"jscc bench: wrote {options.json}")
     say(report(document))
     return 0

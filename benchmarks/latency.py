@@ -6,22 +6,22 @@ and memory come from a process of their own, see `jscc.benchmarks.cold_start`.
 """
 
 import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jscc.benchmarks.probe import make_sides, make_symbols
+from jscc.benchmarks.report import markdown_table, provenance
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import UnavailableError
-from jscc.runtime.machine import describe_machine, version_of
 from jscc.runtime.manifest import LoopStep, Manifest
 from jscc.runtime.receiver import Receiver
 
@@ -30,7 +30,6 @@ Json = object
 SCENARIO = "single-stream"
 PERCENTILES = (50, 90, 99)
 COLD_START_LIMIT_S = 900
-_DISTRIBUTIONS = ("jscc-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow")
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,36 @@ def measure(bundle: Bundle, case: Case) -> dict[str, Json]:
         "cold_start_ms": {
             name.removesuffix("_ms"): value for name, value in cold.items() if name.endswith("_ms")
         },
-        "commit": commit(),
         "latency_ms": {
             "end_to_end": summary(totals),
             "stages": {name: summary(times) for name, times in stages.items()},
         },
-        "machine": asdict(describe_machine()),
         "memory_mib": _memory(cold, weights_of(bundle.manifest) / 2**20),
         "record": record,
         "samples_ms": [round(value, 4) for value in totals],
-        "versions": versions(),
+        **provenance(),
     }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The README's table: what one image costs end to end, by stage, cold and in memory."""
+    latency, cold, memory = (result[name] for name in ("latency_ms", "cold_start_ms", "memory_mib"))
+    parts = {"end to end": latency["end_to_end"], **latency["stages"]}
+    rows = [
+        (name, *(_figure(times[f"p{level}"]) for level in PERCENTILES))
+        for name, times in parts.items()
+    ]
+    blank = [""] * (len(PERCENTILES) - 1)
+    rows += [("cold start to the first image", _figure(cold["total"]), *blank)]
+    if memory["peak"] is not None:
+        rows += [("peak memory, MiB", _figure(memory["peak"]), *blank)]
+    height, width = result["case"]["size"]
+    header = f"{height}×{width}, ms"
+    return markdown_table((header, *(f"p{level}" for level in PERCENTILES)), rows)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def _describe(bundle: Bundle) -> dict[str, Json]:
@@ -129,32 +147,6 @@ def weights_of(manifest: Manifest) -> int:
     needed = graphs | {f"{graph}.data" for graph in graphs}
     needed |= {entry.file for entry in manifest.tensors.values()}
     return sum(entry.size for name, entry in manifest.files.items() if name in needed)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what is installed of the runtime."""
-    found = {name: version_of(name) for name in _DISTRIBUTIONS}
-    installed = {name: version for name, version in found.items() if version is not None}
-    return {"python": platform.python_version(), **installed}
-
-
-def commit() -> str | None:
-    """The commit of the checkout that runs, ``+`` where files differ from it; None elsewhere."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    head = _git(root, "rev-parse", "HEAD")
-    return head + "+" if head and _git(root, "status", "--porcelain") else head or None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        ran = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:  # a checkout on a machine without git
-        return ""
-    return ran.stdout.strip() if ran.returncode == 0 else ""
 
 
 def _stream(

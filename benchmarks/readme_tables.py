@@ -18,6 +18,7 @@ from typing import Any
 
 from jscc.runtime.errors import DataError
 from jscc.runtime.output_files import write_file
+from jscc.runtime.terminal import run
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -97,4 +98,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("readme_tables", main, sys.argv[1:]))

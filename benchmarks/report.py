@@ -17,7 +17,7 @@ from jscc.runtime.machine import describe_machine, version_of
 from jscc.runtime.output_files import write_file
 
 FORMAT = 1
-PACKAGES = ("jscc-edge", "numpy", "onnxruntime", "pillow", "torch")
+PACKAGES = ("jscc-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "torch")
 
 
 def provenance() -> dict[str, object]:
