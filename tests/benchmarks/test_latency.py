@@ -3,7 +3,6 @@
 import itertools
 import json
 import platform
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import pytest
 import tiny_bundle
 from jscc.__main__ import main
 from jscc.benchmarks import latency
-from jscc.benchmarks.latency import Case, commit, measure, summary, versions, weights_of
+from jscc.benchmarks.latency import Case, measure, summary, table, weights_of
 from jscc.benchmarks.probe import make_sides, make_symbols
+from jscc.benchmarks.report import versions
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeSession
 from jscc.runtime.errors import UnavailableError
 
@@ -89,6 +89,15 @@ def test_the_document_says_on_what_and_with_what(document):
     assert document["record"]["loops"]["denoise"]["steps"] == 3
 
 
+def test_the_table_has_a_row_for_each_stage(document):
+    lines = table(document).splitlines()
+    assert lines[0].startswith("| 12×16, ms | p50 |")
+    names = [line.split("|")[1].strip() for line in lines[2:]]
+    parts = ["end to end", *document["latency_ms"]["stages"], "cold start to the first image"]
+    assert names[: len(parts)] == parts
+    assert f"| {document['latency_ms']['end_to_end']['p90']:.1f} |" in lines[2]
+
+
 def test_weights_are_those_of_the_receiver(shared_bundles):
     """The transmitter's graph is not loaded by a receiver, external data are."""
     for bundle in shared_bundles.values():
@@ -149,25 +158,6 @@ def test_a_cold_start_that_fails_is_said():
         UnavailableError, match=r"got status 1 \(.*E_BUNDLE_MISSING.*\), expected 0"
     ):
         latency._cold_start(Path("/nowhere"), make_case())
-
-
-def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
-    def git(*arguments):
-        identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
-        command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    module = tmp_path / "benchmarks" / "latency.py"
-    monkeypatch.setattr(latency, "__file__", str(module))
-    assert commit() is None
-    git("init", "-q")
-    assert commit() is None  # nothing is committed yet
-    (tmp_path / "a").write_text("1")
-    git("add", "a")
-    git("commit", "-q", "-m", "a")
-    assert commit() == git("rev-parse", "HEAD")
-    (tmp_path / "a").write_text("2")
-    assert commit() == git("rev-parse", "HEAD") + "+"
 
 
 def test_the_command(shared_bundles, tmp_path, capsys):

@@ -1,0 +1,64 @@
+"""Report: a result says which commit it was measured at, and is strict JSON."""
+
+import json
+import subprocess
+
+import pytest
+
+from jscc.benchmarks import report
+from jscc.benchmarks.report import commit, markdown_table, provenance, write_result
+
+
+@pytest.fixture
+def git(tmp_path, monkeypatch):
+    """Runs git in a folder where the module seems to lie."""
+
+    def run(*arguments):
+        identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "report.py").write_text("1")
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "report.py"))
+    return run
+
+
+def test_the_commit_is_that_of_the_checkout(git, tmp_path):
+    assert commit() is None
+    git("init", "-q")
+    assert commit() is None  # nothing is committed yet
+    git("add", "report.py")
+    git("commit", "-q", "-m", "a")
+    assert commit() == git("rev-parse", "HEAD")
+    (tmp_path / "report.py").write_text("2")
+    assert commit() == git("rev-parse", "HEAD") + "+"
+
+
+def test_an_installed_copy_in_a_foreign_checkout_has_no_commit(git, tmp_path):
+    (tmp_path / "other").write_text("1")
+    git("init", "-q")
+    git("add", "other")
+    git("commit", "-q", "-m", "a")
+    assert commit() is None
+
+
+def test_provenance_names_no_person_host_or_folder():
+    found = provenance()
+    assert set(found) == {"machine", "versions", "commit"}
+    assert "/" not in json.dumps(found["versions"])
+    assert "available_mib" not in found["machine"]
+
+
+def test_a_result_says_its_kind_and_refuses_nan(tmp_path):
+    write_result(tmp_path / "a.json", "latency", {"value": 1.5})
+    stored = json.loads((tmp_path / "a.json").read_text())
+    assert stored == {"kind": "latency", "format": 1, "value": 1.5}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_result(tmp_path / "a.json", "latency", {"value": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == stored
+
+
+def test_a_table_aligns_figures_right():
+    assert markdown_table(("what", "ms"), [("a", "1")]) == (
+        "| what | ms |\n| --- | --: |\n| a | 1 |\n"
+    )
