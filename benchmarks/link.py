@@ -17,6 +17,7 @@ from jscc.runtime.bundle import Bundle
 from jscc.runtime.channel import Rayleigh, pass_through
 from jscc.runtime.commands.simulate import codec_alone
 from jscc.runtime.csi import Csi
+from jscc.runtime.loop import Choices
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 from jscc.runtime.transmitter import Transmitter
@@ -24,25 +25,6 @@ from jscc.runtime.transmitter import Transmitter
 Symbols = npt.NDArray[np.complex64]
 
 CHANNELS = ("awgn", "rayleigh")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How to receive; None stands for the bundle's default.
-
-    Attributes:
-        sampler: Name of the sampler.
-        steps: Steps of the loop.
-        start: ``noise`` or ``received``.
-        start_level: Share of the schedule that is run.
-        guidance: Weight of the guide.
-    """
-
-    sampler: str | None = None
-    steps: int | None = None
-    start: str | None = None
-    start_level: float | None = None
-    guidance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +80,7 @@ class Link:
         r = received
         return self._codec.receive(r.symbols, r.csi, seed=r.seed, frame=r.frame, size=r.size)[0]
 
-    def receive(self, received: Received, setting: Setting) -> tuple[Image, Record]:
+    def receive(self, received: Received, setting: Choices) -> tuple[Image, Record]:
         """The image that the whole bundle makes of it."""
         return self._receiver.receive(
             received.symbols,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from jscc.benchmarks.countdown import Countdown
 from jscc.benchmarks.grid import Cell, GridRow, grid_png
-from jscc.benchmarks.link import CHANNELS, Link, Received, Setting
+from jscc.benchmarks.link import CHANNELS, Link, Received
 from jscc.benchmarks.lpips import LPIPS_FILES, LPIPS_MIN_SIDE, Features, Lpips, load_lpips
 from jscc.benchmarks.metrics import MS_SSIM_MIN_SIDE, Image, ms_ssim, psnr_db
 from jscc.benchmarks.partial import Partial, Row
@@ -24,6 +24,7 @@ from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import decibels, level, number, positive
 from jscc.runtime.errors import UsageError
 from jscc.runtime.image_files import decode_image
+from jscc.runtime.loop import Choices
 from jscc.runtime.output_files import check_destination, write_file
 from jscc.runtime.terminal import say
 
@@ -52,7 +53,7 @@ class Task:
     snrs_db: tuple[float, ...]
     channel: str
     seeds: int
-    settings: tuple[Setting, ...]
+    settings: tuple[Choices, ...]
 
     def __len__(self) -> int:
         """Rows that will be measured."""
@@ -107,7 +108,7 @@ def measure(task: Task, lpips: Lpips | None, partial: Partial, threads: int | No
         bar.close()
 
 
-Case = tuple[tuple[object, ...], Setting]
+Case = tuple[tuple[object, ...], Choices]
 
 
 def _cases(task: Task, bundle: int, file: Path) -> Iterator[Case]:
@@ -313,7 +314,7 @@ def _task(args: argparse.Namespace) -> Task:
     samplers: list[str | None] = [*items("--sampler", args.sampler, str)] or [None]
     steps: list[int | None] = [*items("--steps", args.steps, positive)] or [None]
     settings = tuple(
-        Setting(sampler, count, args.start, args.start_level, args.guidance)
+        Choices(sampler, count, args.start, args.start_level, args.guidance)
         for sampler in samplers
         for count in steps
     )

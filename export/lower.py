@@ -228,8 +228,7 @@ def _write_graph(
             )
     except torch.onnx.OnnxExporterError as error:
         raise _refusal(spec.name, _module_of(traced, str(error)), error) from error
-    if program is None:
-        raise CheckpointError("E_EXPORT_OP", f"stage {spec.name!r}: got no graph from torch.")
+    assert program is not None  # only the exporter's other calling form returns nothing
     model = program.model
     _declare(model, inputs, outputs)
     constants = (value.const_value for value in model.graph.initializers.values())

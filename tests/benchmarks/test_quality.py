@@ -12,13 +12,14 @@ from PIL import Image
 
 import tiny_bundle
 from jscc.benchmarks import cli, quality
-from jscc.benchmarks.link import Link, Setting
+from jscc.benchmarks.link import Link
 from jscc.benchmarks.metrics import ms_ssim, psnr_db
 from jscc.benchmarks.partial import Partial
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.channel import pass_through
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import OutputError, UsageError
+from jscc.runtime.loop import Choices
 from jscc.runtime.manifest import TensorEntry
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.transmitter import Transmitter
@@ -282,7 +283,7 @@ def test_settings_reach_the_receiver(bundle, images):
     image = np.array(Image.open(images / "small.png"))
     link = Link(bundle, "awgn", None)
     received = link.transmit(image, "small.png", 7.0, 0)
-    setting = Setting("ddpm", 5, "noise", None, 3.0)
+    setting = Choices("ddpm", 5, "noise", None, 3.0)
     _, record = link.receive(received, setting)
     loop = record.loops["denoise"]
     assert (loop.sampler, loop.steps, loop.start, loop.guidance) == ("ddpm", 5, "noise", 3.0)
