@@ -15,8 +15,9 @@ import numpy as np
 from jscc.export.lower import Lowered, Sizes, lower, release_memory
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.csi import Csi
+from jscc.runtime.declared import needed_format
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import FORMAT, Manifest, Selftest, SelftestCsi, TensorEntry
+from jscc.runtime.manifest import Manifest, Selftest, SelftestCsi, TensorEntry
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.selftest import empty_sides
 from jscc.runtime.transmitter import Transmitter
@@ -135,8 +136,7 @@ def _manifest(
     lowered: Mapping[str, Lowered],
     tensors: Mapping[str, TensorEntry],
 ) -> Manifest:
-    return Manifest(
-        format=FORMAT,
+    manifest = Manifest(
         system=order.name,
         variant=plan.variant,
         made_by=MADE_BY,
@@ -156,6 +156,7 @@ def _manifest(
         selftest=None,
         quality=None,
     )
+    return dataclasses.replace(manifest, format=needed_format(manifest))
 
 
 def _add_selftest(

@@ -5,6 +5,9 @@ The annotations are the schema; nothing is written twice. Understood are ``bool`
 ``tuple[X, ...]``, ``tuple[X, Y]``, ``Mapping[str, X]``, dataclasses, ``object`` (any JSON) and
 ``Annotated[X, Check(...)]``. Every key of a dataclass is required, no other key is accepted, and
 a ``bool`` is never an ``int``.
+
+A field that came after format 1 is made by `added`: absent it has its default, and a value that
+equals the default is not written, so what needs nothing new stays readable for older runtimes.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ from jscc.runtime.errors import BundleError
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 _SHOWN = 60
+_SINCE = "since"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,47 @@ class Check:
     test: Callable[[Any], bool]
     expected: str
     code: str = "E_MANIFEST"
+
+
+def added(since: int, default: Any) -> Any:
+    """A dataclass field that format `since` added; `default` is what older manifests mean.
+
+    A mapping as default is copied for every instance.
+    """
+    metadata = {_SINCE: since}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def needed_format(value: Any) -> int:
+    """The least format that can say `value`: 1, or the latest `added` field not at its default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return max(
+            (
+                max(field.metadata.get(_SINCE, 1), needed_format(getattr(value, field.name)))
+                for field in dataclasses.fields(value)
+                if not _is_left_out(value, field)
+            ),
+            default=1,
+        )
+    if isinstance(value, Mapping):
+        return max((needed_format(item) for item in value.values()), default=1)
+    if isinstance(value, (tuple, list)):
+        return max((needed_format(item) for item in value), default=1)
+    return 1
+
+
+def _is_left_out(record: Any, field: "dataclasses.Field[Any]") -> bool:
+    """Whether `field` came later than format 1 and says what its absence says."""
+    if _SINCE not in field.metadata:
+        return False
+    if field.default is not dataclasses.MISSING:
+        default = field.default
+    else:
+        assert field.default_factory is not dataclasses.MISSING
+        default = field.default_factory()
+    return bool(getattr(record, field.name) == default)
 
 
 def shown(value: object) -> str:
@@ -88,7 +133,9 @@ def write(value: Any) -> Json:
     """The JSON tree of `value`; the inverse of `read`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            field.name: write(getattr(value, field.name)) for field in dataclasses.fields(value)
+            field.name: write(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if not _is_left_out(value, field)
         }
     if isinstance(value, Mapping):
         return {str(key): write(item) for key, item in value.items()}
@@ -107,11 +154,16 @@ def _read_record(record: Any, tree: Any, pointer: str) -> Any:
     unknown = sorted(set(tree) - set(hints))
     if unknown:
         raise refuse(pointer, f"unknown keys {shown(unknown)}", f"only {shown(sorted(hints))}")
+    later = {field.name for field in dataclasses.fields(record) if _SINCE in field.metadata}
     for name in hints:
-        if name not in tree:
+        if name not in tree and name not in later:
             raise refuse(step(pointer, name), "nothing", _words(hints[name]))
     return record(
-        **{name: read(hint, tree[name], step(pointer, name)) for name, hint in hints.items()}
+        **{
+            name: read(hint, tree[name], step(pointer, name))
+            for name, hint in hints.items()
+            if name in tree
+        }
     )
 
 

@@ -1,6 +1,6 @@
 """Manifest: what a bundle's ``manifest.json`` says, read strictly.
 
-The dataclasses below are format 1. Units stand in the names (``_db``); shapes are symbolic as in
+The dataclasses below are formats 1 and 2; fields made by `added` say since when. Units stand in the names (``_db``); shapes are symbolic as in
 `jscc.runtime.ports`. The runtime never branches on `Manifest.system`.
 """
 
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from jscc.runtime.declared import Check, read, refuse, shown, write
+from jscc.runtime.declared import Check, needed_format, read, refuse, shown, write
 from jscc.runtime.errors import BundleError
 from jscc.runtime.ports import DTYPES, Dim, Port
 from jscc.runtime.trust import is_flat_name, strict_json
 
-FORMAT = 1
+FORMAT = 2  # the newest that is read; a bundle says the least that can express it
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # its hash, as sha256sum writes it
 MANIFEST_LIMIT = 1_000_000  # bytes
@@ -313,7 +313,7 @@ class Manifest:
     selftest: Selftest | None = None
     quality: Mapping[str, object] | None = None
     files: Mapping[FileName, FileEntry] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = 1
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -335,6 +335,9 @@ def parse_manifest(data: bytes) -> Manifest:
             f"bundle is format {number}, this runtime reads ≤ {FORMAT}: update jscc-edge",
         )
     manifest: Manifest = read(Manifest, tree)
+    needed = needed_format(manifest)
+    if number < needed:
+        raise refuse("/format", str(number), f"{needed}, which added keys that this manifest has")
     return manifest
 
 

@@ -1,6 +1,7 @@
 """The manifest is read as it was written, or refused with the place that is wrong."""
 
 import copy
+import dataclasses
 import json
 import math
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jscc.runtime.declared import added, needed_format, read, write
 from jscc.runtime.errors import BundleError
 from jscc.runtime.manifest import FORMAT, parse_manifest, serialise_manifest
 
@@ -139,7 +141,7 @@ def test_nothing_unreadable_is_written(shared_bundles):
 
 
 def test_a_newer_format_is_refused_before_its_contents(trees):
-    with pytest.raises(BundleError, match="bundle is format 3, this runtime reads ≤ 1: update"):
+    with pytest.raises(BundleError, match="bundle is format 4, this runtime reads ≤ 2: update"):
         parse_manifest(json.dumps({"format": FORMAT + 2, "new": []}).encode())
 
 
@@ -187,3 +189,23 @@ def test_any_json_in_any_place_is_read_or_refused(trees, data):
         assert "manifest.json at /" in said or "update jscc-edge" in said
     else:
         assert parse_manifest(serialise_manifest(manifest)) == manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grown:
+    """A record whose second field came with format 2."""
+
+    old: int
+    new: tuple[int, ...] = added(2, ())
+
+
+def test_a_later_field_may_be_absent_and_is_not_written_at_its_default():
+    assert read(_Grown, {"old": 1}) == _Grown(1)
+    assert write(_Grown(1)) == {"old": 1}
+    assert needed_format(_Grown(1)) == 1
+
+
+def test_a_later_field_that_says_something_needs_its_format():
+    grown = read(_Grown, {"old": 1, "new": [3]})
+    assert write({"part": (grown,)}) == {"part": [{"old": 1, "new": [3]}]}
+    assert needed_format({"part": (grown,)}) == 2
