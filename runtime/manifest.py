@@ -1,7 +1,8 @@
 """Manifest: what a bundle's ``manifest.json`` says, read strictly.
 
-The dataclasses below are formats 1 and 2; fields made by `added` say since when. Units stand in the names (``_db``); shapes are symbolic as in
-`jscc.runtime.ports`. The runtime never branches on `Manifest.system`.
+The dataclasses below are formats 1 and 2; fields made by `added` say since when. Units stand in the
+names (``_db``); shapes are symbolic as in `jscc.runtime.ports`. The runtime never branches on
+`Manifest.system`.
 """
 
 import json
