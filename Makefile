@@ -11,6 +11,9 @@ PYTHON ?= python3
 # Your photograph, and the radio channel's signal-to-noise ratio in dB.
 IMAGE ?=
 SNR ?= 4
+# `make figures` draws rows of pictures only with the folder of what was sent.
+IMAGES ?=
+BUNDLES ?= out
 # More options for pytest, e.g. PYTEST="-m 'not slow' -k manifest".
 PYTEST ?=
 
@@ -50,6 +53,11 @@ lint: $(TEST_READY) ## Check style, types and layers only
 format: $(TEST_READY) ## Rewrite the source in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+.PHONY: figures
+figures: $(TEST_READY) ## Make the README's tables and figures again from benchmarks/results [IMAGES=DIR]
+	@$(BIN)/python -m jscc.benchmarks.readme_tables --figures \
+	  $(if $(IMAGES),--images "$(IMAGES)" --bundles "$(BUNDLES)")
 
 .PHONY: clean
 clean: ## Remove what the other commands made, .venv included

@@ -16,6 +16,12 @@ from jscc.runtime.terminal import notice, pairs, say, table
 # Measurements with options of their own: ``jscc bench NAME …``.
 SUITES = {
     "quality": ("jscc.benchmarks.quality", "Measure how good received images are at each SNR."),
+    "digital": (
+        "jscc.benchmarks.digital.suite",
+        "Measure how good images are that HEVC and a channel code have sent.",
+    ),
+    "plot": ("jscc.benchmarks.plot", "Draw recorded results: curves, planes, rows of pictures."),
+    "systems": ("jscc.benchmarks.systems", "Print one table of several recorded results."),
     "peers": ("jscc.benchmarks.peers", "Measure one denoise step in turns with other engines."),
 }
 

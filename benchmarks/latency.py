@@ -22,7 +22,7 @@ from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import UnavailableError
-from jscc.runtime.manifest import LoopStep, Manifest
+from jscc.runtime.manifest import Manifest
 from jscc.runtime.receiver import Receiver
 
 Json = object
@@ -142,8 +142,7 @@ def summary(times_ms: Sequence[float]) -> dict[str, float]:
 
 def weights_of(manifest: Manifest) -> int:
     """Bytes of the graphs and constants that the receiver's program needs."""
-    steps = [step.loop if isinstance(step, LoopStep) else step for step in manifest.program]
-    graphs = {manifest.stages[step].graph for step in steps}
+    graphs = {manifest.stages[name].graph for name in manifest.receiver_stages}
     needed = graphs | {f"{graph}.data" for graph in graphs}
     needed |= {entry.file for entry in manifest.tensors.values()}
     return sum(entry.size for name, entry in manifest.files.items() if name in needed)

@@ -5,7 +5,8 @@ steps meets the same channel noise, and adding images changes nothing for the ot
 """
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from jscc.benchmarks.metrics import Image
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.channel import Rayleigh, pass_through
+from jscc.runtime.choices import Choices
 from jscc.runtime.commands.simulate import codec_alone
 from jscc.runtime.csi import Csi
-from jscc.runtime.loop import Choices
+from jscc.runtime.ports import Array
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 from jscc.runtime.transmitter import Transmitter
@@ -29,7 +31,7 @@ CHANNELS = ("awgn", "rayleigh")
 
 @dataclass(frozen=True)
 class Received:
-    """What arrived on the air.
+    """What arrived on the air, and beside it.
 
     Attributes:
         symbols: As many as were sent.
@@ -37,6 +39,7 @@ class Received:
         size: Height and width of the image that was sent, in pixels.
         seed: Seed of this transmission.
         frame: Number that the image's name gives it.
+        side: Side inputs that the transmitter makes; they reach the receiver without errors.
     """
 
     symbols: Symbols
@@ -44,6 +47,26 @@ class Received:
     size: tuple[int, int]
     seed: int
     frame: int
+    side: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes of the side inputs; the cbr does not count them."""
+        return sum(array.nbytes for array in self.side.values())
+
+
+def frame_of(name: str) -> int:
+    """The number that an image's name gives it."""
+    return zlib.crc32(name.encode())
+
+
+def meet_channel(
+    channel: str, name: str, snr_db: float, seed: int
+) -> tuple[Csi, np.random.Generator]:
+    """The state that a channel of `CHANNELS` is in, and the generator that its noise comes from."""
+    rng = np.random.default_rng([seed, frame_of(name), round(1000 * (snr_db + 1000))])
+    csi = Rayleigh().draw(snr_db, rng=rng) if channel == "rayleigh" else Csi(snr_db)
+    return csi, rng
 
 
 class Link:
@@ -58,27 +81,40 @@ class Link:
     def __init__(self, path: Path, channel: str, threads: int | None) -> None:
         self.bundle = Bundle.open(path)
         backend = OnnxRuntimeBackend(threads=threads)
-        self._fading = channel == "rayleigh"
+        self._channel = channel
         self._transmitter = Transmitter(self.bundle, backend=backend)
         self._receiver = Receiver(self.bundle, backend=backend)
         codec = codec_alone(self.bundle)
         self._codec = None if codec is None else Receiver(codec, backend=backend)
+        self._codec_sides = () if codec is None else codec.manifest.side_inputs
 
-    def transmit(self, image: Image, name: str, snr_db: float, seed: int) -> Received:
-        """Send `image` once; a transmitter that uses the channel's state is told it."""
-        frame = zlib.crc32(name.encode())
-        rng = np.random.default_rng([seed, frame, round(1000 * (snr_db + 1000))])
-        csi = Rayleigh().draw(snr_db, rng=rng) if self._fading else Csi(snr_db)
-        symbols = self._transmitter.send(image, csi=csi)
-        height, width = image.shape[:2]
-        return Received(pass_through(symbols, csi, rng=rng), csi, (height, width), seed, frame)
+    def transmit(
+        self, image: Image, name: str, snr_db: float, seed: int, rate: int | None = None
+    ) -> Received:
+        """Send `image` once; a transmitter that uses the channel's state is told it.
+
+        Args:
+            image: uint8[height, width, 3], RGB.
+            name: Of its file; other names, other noise.
+            snr_db: Of the channel.
+            seed: Of this transmission.
+            rate: Planes on the air; None for the bundle's own.
+        """
+        csi, rng = meet_channel(self._channel, name, snr_db, seed)
+        symbols, side = self._transmitter.send_with_side(image, csi=csi, rate=rate)
+        arrived = pass_through(symbols, csi, rng=rng)
+        size = (image.shape[0], image.shape[1])
+        return Received(arrived, csi, size, seed, frame_of(name), side)
 
     def codec(self, received: Received) -> Image | None:
         """The image of the codec alone; None where nothing comes after it."""
         if self._codec is None:
             return None
         r = received
-        return self._codec.receive(r.symbols, r.csi, seed=r.seed, frame=r.frame, size=r.size)[0]
+        side = {name: array for name, array in r.side.items() if name in self._codec_sides}
+        return self._codec.receive(
+            r.symbols, r.csi, seed=r.seed, frame=r.frame, size=r.size, side=side
+        )[0]
 
     def receive(self, received: Received, setting: Choices) -> tuple[Image, Record]:
         """The image that the whole bundle makes of it."""
@@ -88,9 +124,14 @@ class Link:
             seed=received.seed,
             frame=received.frame,
             size=received.size,
+            side=received.side,
             sampler=setting.sampler,
             steps=setting.steps,
             start=setting.start,
             start_level=setting.start_level,
             guidance=setting.guidance,
+            guide=setting.guide,
+            guide_every=setting.guide_every,
+            travel=setting.travel,
+            settings=setting.settings,
         )

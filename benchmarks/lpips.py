@@ -75,6 +75,18 @@ class Lpips:
         Raises:
             ImageError: ``E_METRIC``, not uint8 RGB or a side is below `LPIPS_MIN_SIDE`.
         """
+        taps = []
+        for planes in self.activations(image):
+            norm = np.sqrt(np.sum(planes * planes, axis=2, keepdims=True))
+            taps.append((planes / (norm + np.float32(1e-10))).reshape(-1, planes.shape[2]))
+        return tuple(taps)
+
+    def activations(self, image: Image) -> Features:
+        """What AlexNet's five convolutions return, rectified, each [row, column, feature].
+
+        Raises:
+            ImageError: ``E_METRIC``, not uint8 RGB or a side is below `LPIPS_MIN_SIDE`.
+        """
         check_image("lpips", image)
         if min(image.shape[:2]) < LPIPS_MIN_SIDE:
             raise ImageError(
@@ -87,8 +99,7 @@ class Lpips:
         for layer in CONVOLUTIONS:
             planes = _convolve(_pool(planes) if layer.pooled else planes, layer, self._weights)
             planes = np.maximum(planes, 0)
-            norm = np.sqrt(np.sum(planes * planes, axis=2, keepdims=True))
-            taps.append((planes / (norm + np.float32(1e-10))).reshape(-1, planes.shape[2]))
+            taps.append(planes)
         return tuple(taps)
 
     def between(self, first: Features, second: Features) -> float:

@@ -82,8 +82,19 @@ def write_result(path: Path, kind: str, figures: Mapping[str, object]) -> None:
         StorageError: Writing failed half-way; an older file is as it was.
     """
     result = {"kind": kind, "format": FORMAT, **figures}
-    text = json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_file(path, text.encode(), force=True)
+    parts = []
+    for name, value in sorted(result.items()):
+        if name == "rows" and isinstance(value, list):  # there are thousands: a line each
+            lines = ",\n".join(f"  {_json(row)}" for row in value)
+            text = f"[\n{lines}\n ]" if value else "[]"
+        else:
+            text = _json(value, indent=1).replace("\n", "\n ")
+        parts.append(f" {_json(name)}: {text}")
+    write_file(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode(), force=True)
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

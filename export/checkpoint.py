@@ -36,6 +36,9 @@ __all__ = [
 
 NAMES = ("model.safetensors", "model.ckpt")  # in a folder; the first one there is read
 WRAPPER = "module."  # put before every name by torch's DataParallel
+HALVES = ("encoder", "decoder")  # state dicts of their own where a trainer saves both networks
+AVERAGED = "g_ema"  # the generator that is meant to be used, of a GAN's checkpoint
+AVERAGE = "latent_avg"  # and the centre of its latents
 MAX_LISTED = 10
 HEAD = 512  # bytes by which a format is recognised
 
@@ -156,30 +159,51 @@ def _refused(file: OpenFile, code: str, got: str, remedy: str) -> CheckpointErro
 def _state_dict(
     file: OpenFile, content: TorchFile
 ) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The tensors of ``state_dict``, or of the object itself, and what lies beside them."""
+    """The tensors of the object's state dict or state dicts, and what lies beside them."""
     if not isinstance(content.root, Table):
         raise _layout(file, f"a {type(content.root).__name__}")
     outer = content.root.named()
-    table = outer.get("state_dict", content.root)
-    nested = sorted(key for key, value in outer.items() if _holds_tensors(value))
-    if "state_dict" in outer and not (isinstance(table, Table) and table.pairs):
-        raise _layout(file, f"an object whose 'state_dict' is {_kind(table)}")
-    if "state_dict" not in outer and (nested or not _holds_tensors(content.root)):
+    used = _state_dicts(file, content.root, outer)
+    entries: dict[str, StoredTensor] = {}
+    left = [key for key in outer if used and key not in used]
+    for name, prefix in used.items() or (("", ""),):
+        table = outer[name] if name else content.root
+        if any(type(key) is not str for key, _ in table.pairs):
+            raise _layout(file, "a state dict whose keys are not all text")
+        for key, value in table.named().items():
+            if isinstance(value, Strided):
+                entries[prefix + key] = content.locate(prefix + key, value)
+            else:
+                left.append(prefix + key)
+    if AVERAGED in used:  # lies beside its generator
+        average = outer.get(AVERAGE)
+        if isinstance(average, Strided):
+            entries[AVERAGE] = content.locate(AVERAGE, average)
+            left.remove(AVERAGE)
+    return entries, tuple(left)
+
+
+def _state_dicts(file: OpenFile, root: Table, outer: Mapping[str, Value]) -> dict[str, str]:
+    """The keys of `outer` that hold state dicts, and the prefix that the names of each get.
+
+    None of them where the object itself is the state dict.
+    """
+    if "state_dict" in outer:
+        table = outer["state_dict"]
+        if not (isinstance(table, Table) and table.pairs):
+            raise _layout(file, f"an object whose 'state_dict' is {_kind(table)}")
+        return {"state_dict": ""}
+    if all(_holds_tensors(outer.get(half)) for half in HALVES):
+        return {half: f"{half}." for half in HALVES}
+    if _holds_tensors(outer.get(AVERAGED)):
+        return {AVERAGED: ""}
+    if any(map(_holds_tensors, outer.values())) or not _holds_tensors(root):
         keys = ", ".join(repr(key)[:50] for key in list(outer)[:MAX_LISTED]) or "none"
         raise _layout(file, f"a dict with the keys {keys}")
-    if any(type(key) is not str for key, _ in table.pairs):
-        raise _layout(file, "a state dict whose keys are not all text")
-    inner = table.named()
-    entries = {
-        key: content.locate(key, value)
-        for key, value in inner.items()
-        if isinstance(value, Strided)
-    }
-    beside = [key for key in outer if key != "state_dict"] if table is not content.root else []
-    return entries, (*beside, *(key for key in inner if key not in entries))
+    return {}
 
 
-def _holds_tensors(value: Value) -> bool:
+def _holds_tensors(value: Value | None) -> bool:
     return isinstance(value, Table) and any(isinstance(item, Strided) for _, item in value.pairs)
 
 

@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jscc.export.exporter import Order, export, raise_on_terminate
-from jscc.export.gather import gather
+from jscc.export.extra import parse_extra
+from jscc.export.gather import Request, gather
+from jscc.export.recognise import family_names
 from jscc.export.system import Options, find, names
 from jscc.runtime.errors import JsccError, UsageError
 
@@ -50,10 +52,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         action="append",
-        metavar="FILE|DIR|HUB-ID",
-        help="trained weights; may be repeated to merge files; default: the reference weights",
+        default=[],
+        metavar="[ROLE=]FILE|DIR|HUB-ID|reference:NAME",
+        help="trained weights; repeat it for each network of the system (its role is told by the "
+        "weights, or written before them) or to merge files; default: the reference weights",
     )
-    parser.add_argument("--config", type=Path, help="config.yaml; default: beside the checkpoint")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="[ROLE=]FILE",
+        help="config.yaml; default: beside the checkpoint, where the weights do not tell it all",
+    )
+    parser.add_argument(
+        "--codec",
+        default="",
+        metavar="FAMILY",
+        help=f"what the codec is: {', '.join(family_names('codec'))}; default: told by the weights",
+    )
     parser.add_argument("--revision", help="revision of a HUB-ID")
     parser.add_argument(
         "--random-weights",
@@ -74,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="enlarge smaller images before sending, as DiffJSCC's own script does with 512",
     )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what this system alone lets you choose; an unknown name lists them; may be repeated",
+    )
     parser.add_argument("--sampler", help="default sampler of the bundle")
     parser.add_argument("--steps", type=int, help="default number of steps")
     parser.add_argument("--start", choices=("noise", "received"), help="default start")
@@ -86,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> Bundle:
     system = find(arguments.model)
+    extra = parse_extra(arguments.option, system.options)
     if arguments.prompt and arguments.text != "fixed":
         raise UsageError(
             "E_TEXT",
@@ -94,11 +118,14 @@ def _run(arguments: argparse.Namespace) -> Bundle:
         )
     source, defaults = gather(
         system,
-        tuple(arguments.checkpoint or ()),
-        config=arguments.config,
-        revision=arguments.revision,
-        licence=arguments.licence,
-        random_seed=arguments.random_weights,
+        Request(
+            checkpoints=tuple(arguments.checkpoint),
+            configs=tuple(arguments.config),
+            codec=arguments.codec,
+            revision=arguments.revision,
+            licence=arguments.licence,
+            random_seed=arguments.random_weights,
+        ),
     )
     order = Order(
         name=arguments.model,
@@ -118,6 +145,7 @@ def _run(arguments: argparse.Namespace) -> Bundle:
             start_level=arguments.start_level
             if arguments.start_level is not None
             else defaults.get("start_level"),
+            extra=extra,
         ),
     )
     with Progress(

@@ -1,98 +1,86 @@
-"""Codecs: the encode and decode stages of a JSCC codec and the contract of its symbols.
+"""Codecs: which published codec a configuration describes, and its stages.
 
-Each published codec is found by the ``target`` class that its official configuration names.
+Each is found by the ``target`` class that its official configuration names, or by the family that
+its weights were recognised as.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jscc.export.checkpoint import section
+from jscc.export.codec_stages import (
+    POWER_RANGE,
+    Codec,
+    Decode,
+    Encode,
+    codec_from,
+    coded,
+    decibels,
+    halves_of,
+    signal_of,
+    snr_db_range_of,
+)
+from jscc.export.codec_swinjscc import swinjscc
+from jscc.export.models import bourtsoulatze, generative, pdjscc
+from jscc.export.models.af import Af
+from jscc.export.models.bourtsoulatze import Bourtsoulatze
 from jscc.export.models.deepjscc_cnn import DeepJscc
 from jscc.export.models.fold import fold_batch_norms
+from jscc.export.models.generative import Generative
+from jscc.export.models.pdjscc import Pdjscc
 from jscc.export.models.swin import DeepJsccSwin
 from jscc.export.source import configured
-from jscc.export.system import StageSpec
 from jscc.runtime.errors import CheckpointError
-from jscc.runtime.manifest import Signal
-from jscc.runtime.ports import Port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jscc.export.source import Config, WeightSource
 
-# Symbol power that no codec of unit mean power can meet: noise only, or an overdriven receiver.
-POWER_RANGE = (0.02, 400.0)
+__all__ = ["POWER_RANGE", "SWIN_REBUILT", "Codec", "Decode", "Encode", "codec_of"]
+
 # Made anew from the image size, or never used.
 SWIN_REBUILT = ("*attn_mask", "*relative_position_index", "absolute_pos_embed")
 
 
-@dataclass(frozen=True)
-class Codec:
-    """A codec's two stages.
-
-    Attributes:
-        encode: Stage of the transmitter.
-        decode: First stage of the receiver.
-        signal: Contract of the symbols between them.
-        multiple: Image height and width must be multiples of this, in pixels.
-    """
-
-    encode: StageSpec
-    decode: StageSpec
-    signal: Signal
-    multiple: int
-
-
-def features(snr_db: Tensor, gain: Tensor | None) -> Tensor:
-    """CSI features [batch, 1 or 3]: the SNR in dB, then the gain where the codec wants it."""
-    snr = snr_db.unsqueeze(1)
-    return snr if gain is None else torch.cat((snr, gain), dim=1)
-
-
-class Encode(nn.Module):
-    """Image in [0,1] and CSI to planes, before power normalisation."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor, snr_db: Tensor, gain: Tensor | None = None) -> Tensor:
-        planes: Tensor = self.network(image, features(snr_db, gain))
-        return planes
-
-
-class Decode(nn.Module):
-    """Equalised planes and CSI to the initial reconstruction in [0,1]."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, received: Tensor, snr_db: Tensor, gain: Tensor | None = None) -> Tensor:
-        reconstruction: Tensor = self.network(received, features(snr_db, gain))
-        return reconstruction
-
-
 def codec_of(source: WeightSource, config: Config, prefix: str) -> Codec:
-    """The codec that `config` (``target`` and ``params``) describes, weights below `prefix`.
+    """The codec that `config` describes, weights below `prefix`.
+
+    Args:
+        source: Where the weights are.
+        config: An official configuration (``target`` and ``params``) of a codec, or of a whole
+            DiffJSCC network whose codec is meant; or ``family`` and its parameters.
+        prefix: Of the weights of the checkpoint that `config` belongs to.
 
     Raises:
-        CheckpointError: ``E_CKPT_CONFIG``, the target names no codec known here.
+        CheckpointError: ``E_CKPT_CONFIG``, no codec known here is described.
     """
-    target = str(config.get("target", ""))
-    if target not in _CODECS:
+    family = str(config.get("family", ""))
+    if family in _FAMILIES:
+        return _FAMILIES[family](source, config, prefix)
+    inner, below = codec_config(config)
+    target = str(inner.get("target", ""))
+    if family or target not in _TARGETS:
         raise CheckpointError(
             "E_CKPT_CONFIG",
-            f"config: got codec target {target!r}, expected one of {', '.join(_CODECS)}. "
+            f"config: got codec {family or target!r}, expected a family of "
+            f"{', '.join(_FAMILIES)} or a target of {', '.join(_TARGETS)}. "
             "Give the configuration that the checkpoint was trained with.",
         )
-    return _CODECS[target](source, section(config, "params"), prefix)
+    return _TARGETS[target](source, section(inner, "params"), prefix + below)
+
+
+def codec_config(config: Config) -> tuple[Config, str]:
+    """The codec's own configuration inside an official `config`, and its weights' prefix there."""
+    params: Any = config.get("params", {})
+    if isinstance(params, dict) and "preprocess_config" in params:
+        return section(config, "params.preprocess_config"), "preprocess_model."
+    return config, ""
 
 
 def _cnn(source: WeightSource, params: Config, prefix: str) -> Codec:
@@ -105,8 +93,16 @@ def _cnn(source: WeightSource, params: Config, prefix: str) -> Codec:
 
     stride = 2 ** int(params["n_downsample"])
     fading = params.get("channel", "AWGN") == "Rayleigh"
-    signal = _signal(params, int(params["C_channel"]), stride, fading=fading, equalised=True)
-    return _codec(half("E"), half("G"), signal, multiple=stride)
+    signal = signal_of(
+        planes=int(params["C_channel"]),
+        stride=stride,
+        snr_db_range=snr_db_range_of(params),
+        csi_inputs=("snr_db", "gain") if fading else ("snr_db",),
+        equalised=True,
+    )
+    return codec_from(
+        half("E"), half("G"), signal, multiple=stride, variant="DeepJSCC", rounding="truncate"
+    )
 
 
 def _swin(source: WeightSource, params: Config, prefix: str) -> Codec:
@@ -119,67 +115,113 @@ def _swin(source: WeightSource, params: Config, prefix: str) -> Codec:
             ignore=SWIN_REBUILT,
         )
 
-    stages = len(params["embed_dims"])
-    stride = int(params["patch_size"]) * 2 ** (stages - 1)
-    signal = _signal(params, int(params["bottleneck_dim"]), stride, fading=False, equalised=False)
+    levels = len(params["embed_dims"])
+    signal = signal_of(
+        planes=int(params["bottleneck_dim"]),
+        stride=int(params["patch_size"]) * 2 ** (levels - 1),
+        snr_db_range=snr_db_range_of(params),
+        equalised=False,
+    )
     with torch.device("meta"):
         multiple = configured(lambda: DeepJsccSwin.from_config(params)).multiple
-    return _codec(half("encoder"), half("decoder"), signal, multiple=multiple)
+    codec = codec_from(
+        half("encoder"),
+        half("decoder"),
+        signal,
+        multiple=multiple,
+        variant="DeepJSCC_SWIN",
+        rounding="truncate",
+    )
+    return replace(
+        codec,
+        encode=replace(codec.encode, counted=True),
+        decode=replace(codec.decode, counted=True),
+    )
 
 
-_CODECS = {
+def _af(source: WeightSource, params: Config, prefix: str) -> Codec:
+    """The AF network; trained over SNRs of 0 to 20 dB where the configuration says nothing else.
+
+    ``output`` says what follows the decoder: a ``sigmoid`` (deepjscc_stream's trainers, and ours)
+    or ``clip`` (those that store ``g_a``, ``g_s``).
+    """
+    with torch.device("meta"):
+        shape = configured(lambda: Af.from_config(params))
+    unnamed = "encoder.layers.0.conv1.weight" in shape.state_dict()
+    output = str(params.get("output", "clip" if unnamed else "sigmoid"))
+    if output not in ("sigmoid", "clip"):
+        raise CheckpointError(
+            "E_CONFIG", f"config, output: got {output!r}, expected sigmoid or clip. Correct it."
+        )
+    return coded(
+        halves_of(source, lambda: Af.from_config(params), prefix),
+        planes=int(params["c_out"]),
+        stride=shape.stride,
+        snr_db_range=snr_db_range_of(params, (0.0, 20.0)),
+        variant=f"AF {params.get('variant', 'regular')}, N={params['c_feat']}, M={params['c_out']}",
+        told_snr=shape.told_snr,
+        pairs=True,
+        output=output,
+    )
+
+
+def _pdjscc(source: WeightSource, params: Config, prefix: str) -> Codec:
+    """ADJSCC and pDJSCC; trained over 0 to 14 dB where the configuration says nothing else."""
+    with torch.device("meta"):
+        configured(lambda: Pdjscc.from_config(params))
+    codec = coded(
+        halves_of(source, lambda: Pdjscc.from_config(params), prefix),
+        planes=int(params["c_out"]),
+        stride=pdjscc.STRIDE,
+        snr_db_range=snr_db_range_of(params, (0.0, 14.0)),
+        variant=f"ADJSCC/pDJSCC, width {params['c_feat']}, C={params['c_out']}",
+    )
+    return replace(codec, padding="reflect")
+
+
+def _bourtsoulatze(source: WeightSource, params: Config, prefix: str) -> Codec:
+    """The first DeepJSCC; its SNR range is that of the public checkpoints, in true SNR.
+
+    ``snr_label_db`` in the configuration is the label of one checkpoint.
+    """
+    with torch.device("meta"):
+        configured(lambda: Bourtsoulatze.from_config(params))
+    label = decibels(params, "snr_label_db") if "snr_label_db" in params else None
+    low, high = (1.0, 19.0) if label is None else (label, label)
+    offset = bourtsoulatze.TRUE_SNR_DB
+    return coded(
+        halves_of(source, lambda: Bourtsoulatze.from_config(params), prefix),
+        planes=int(params["c_out"]),
+        stride=bourtsoulatze.STRIDE,
+        snr_db_range=(low + offset, high + offset),
+        variant=f"Bourtsoulatze, 2c={params['c_out']}; true SNR is 3.01 dB above the "
+        "checkpoint's label",
+        told_snr=False,
+        scale=bourtsoulatze.SCALE,
+    )
+
+
+def _generative(source: WeightSource, params: Config, prefix: str) -> Codec:
+    """Our GenerativeJSCC; trained over 0 to 14 dB where the configuration says nothing else."""
+    with torch.device("meta"):
+        configured(lambda: Generative.from_config(params))
+    return coded(
+        halves_of(source, lambda: Generative.from_config(params), prefix),
+        planes=int(params["planes"]),
+        stride=generative.STRIDE,
+        snr_db_range=snr_db_range_of(params, (0.0, 14.0)),
+        variant=f"GenerativeJSCC (ours), {params['planes']} planes",
+    )
+
+
+_TARGETS = {
     "model.deepjscc_cnn.DeepJSCC": _cnn,
     "model.deepjscc_swin.DeepJSCC_SWIN": _swin,
 }
-
-
-def _signal(params: Config, planes: int, stride: int, *, fading: bool, equalised: bool) -> Signal:
-    low, high = float(params["SNR_low"]), float(params["SNR_high"])
-    return Signal(
-        planes=planes,
-        stride=stride,
-        packing="halves",
-        power="unit_per_image",
-        snr_db_range=(low, high),
-        snr_db_default=(low + high) / 2,
-        csi_inputs=("snr_db", "gain") if fading else ("snr_db",),
-        transmitter_csi=True,
-        equalisation="zero_forcing" if equalised else "none",
-        power_range=POWER_RANGE,
-    )
-
-
-def _codec(
-    encoder: Callable[[], nn.Module],
-    decoder: Callable[[], nn.Module],
-    signal: Signal,
-    multiple: int,
-) -> Codec:
-    image = ("batch", 3, "height", "width")
-    grid = ("batch", signal.planes, f"height/{signal.stride}", f"width/{signal.stride}")
-    known = (Port("snr_db", "float32", ("batch",)), Port("gain", "float32", ("batch", 2)))
-    csi = known[: len(signal.csi_inputs)]
-    return Codec(
-        encode=StageSpec(
-            name="encode",
-            build=lambda: Encode(encoder()),
-            inputs=(Port("image", "float32", image), *csi),
-            outputs=(Port("planes", "float32", grid),),
-        ),
-        decode=StageSpec(
-            name="decode",
-            build=lambda: Decode(decoder()),
-            inputs=(Port("received", "float32", grid), *csi),
-            outputs=(Port("reconstruction", "float32", image),),
-        ),
-        signal=signal,
-        multiple=multiple,
-    )
-
-
-def codec_config(config: Config) -> tuple[Config, str]:
-    """The codec's own configuration inside `config`, and the prefix of its weights there."""
-    params: Any = config.get("params", {})
-    if isinstance(params, dict) and "preprocess_config" in params:
-        return section(config, "params.preprocess_config"), "preprocess_model."
-    return config, ""
+_FAMILIES = {
+    "af": _af,
+    "pdjscc": _pdjscc,
+    "bourtsoulatze": _bourtsoulatze,
+    "generative": _generative,
+    "swinjscc": swinjscc,
+}

@@ -20,6 +20,7 @@ from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import Manifest, Selftest, SelftestCsi, TensorEntry
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.selftest import empty_sides
+from jscc.runtime.sides import ENCODE
 from jscc.runtime.transmitter import Transmitter
 from jscc.runtime.write import check_destination
 
@@ -148,8 +149,9 @@ def _manifest(
         tensors=tensors,
         program=plan.program,
         loops=plan.loops,
+        descents=plan.descents,
         image_output=plan.image_output,
-        side_inputs=plan.side_inputs,
+        side_inputs=(*_side_outputs(plan), *plan.side_inputs),
         precision=order.precision,
         calibration=None,
         parity={name: stage.parity for name, stage in lowered.items()},
@@ -159,6 +161,12 @@ def _manifest(
     return dataclasses.replace(manifest, format=needed_format(manifest))
 
 
+def _side_outputs(plan: Plan) -> tuple[str, ...]:
+    """What the transmitter sends beside the symbols, which is side input of the receiver."""
+    encode = next((spec for spec in plan.stages if spec.name == ENCODE), None)
+    return () if encode is None else tuple(port.name for port in encode.outputs[1:])
+
+
 def _add_selftest(
     manifest: Manifest, sizes: Sizes, folder: Path, files: dict[str, Path]
 ) -> Manifest:
@@ -166,8 +174,8 @@ def _add_selftest(
     draft = write_bundle(folder / "draft.jscc", manifest, files)
     csi = Csi(snr_db=manifest.signal.snr_db_default)
     image = synthetic_image(*(sizes.fixed or (sizes.proved()["height"], sizes.proved()["width"])))
-    symbols = Transmitter(draft).send(image, csi=csi)
-    steps = SELFTEST_STEPS if manifest.loops else 0
+    symbols, sent = Transmitter(draft).send_with_side(image, csi=csi)
+    steps = _selftest_steps(manifest)
     receiver = Receiver(draft, selftest=False)
     del draft  # the engine has a copy of the weights; two are enough while it loads
     release_memory()
@@ -176,12 +184,15 @@ def _add_selftest(
         csi,
         seed=SELFTEST_SEED,
         steps=steps or None,
-        side=empty_sides(manifest, image.shape[:2]),
+        side={**empty_sides(manifest, image.shape[:2]), **sent},
     )
     del receiver
     release_memory()
     tensors = dict(manifest.tensors)
-    for name, array in (("selftest_symbols", symbols), ("selftest_image", received)):
+    side = {name: f"selftest_side_{name}" for name in sent}
+    stored = {side[name]: array for name, array in sent.items()}
+    stored |= {"selftest_symbols": symbols, "selftest_image": received}
+    for name, array in stored.items():
         tensors[name] = _save(name, array, folder, files)
     selftest = Selftest(
         symbols="selftest_symbols",
@@ -190,8 +201,16 @@ def _add_selftest(
         seed=SELFTEST_SEED,
         steps=steps,
         psnr_floor_db=SELFTEST_FLOOR_DB,
+        side=side,
     )
-    return dataclasses.replace(manifest, tensors=tensors, selftest=selftest)
+    tested = dataclasses.replace(manifest, tensors=tensors, selftest=selftest)
+    return dataclasses.replace(tested, format=needed_format(tested))
+
+
+def _selftest_steps(manifest: Manifest) -> int:
+    """Few, but so many that every part of the program does something; 0 where none counts them."""
+    rounds = [len(descent.rounds) for descent in manifest.descents.values()]
+    return SELFTEST_STEPS * max(rounds, default=1 if manifest.loops else 0)
 
 
 def synthetic_image(height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,11 @@ from jscc.export.checkpoint import (
     read_config,
 )
 from jscc.export.hub import locate
-from jscc.export.source import CheckpointSource, RandomSource
+from jscc.export.load import rename
+from jscc.export.recognise import Recognised, find_family, must_match, recognise
+from jscc.export.roles import REFERENCE, by_role, reference_folder
+from jscc.export.source import CheckpointSource, NetworkFiles, RandomSource
+from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -28,76 +33,244 @@ if TYPE_CHECKING:
 
 REFERENCE_LICENCE = "Apache-2.0"
 CONTROL_PREFIX = "control_model."
+CODEC = "codec"
+MAX_LISTED = 10
 
 
-def gather(
-    system: System,
-    names: tuple[str, ...],
-    *,
-    config: Path | None,
-    revision: str | None,
-    licence: str,
-    random_seed: int | None,
-) -> tuple[WeightSource, Mapping[str, Any]]:
-    """The source that `names` (files, folders, hub ids) mean, and defaults for its bundle.
+@dataclass(frozen=True)
+class Request:
+    """What the command line says about weights.
 
-    Without names these are the system's reference weights.
+    Attributes:
+        checkpoints: ``[ROLE=]`` and a file, a folder, a hub id or ``reference:NAME``, each.
+        configs: ``[ROLE=]FILE``, each; by default what lies beside the checkpoints.
+        codec: Family of the codec; by default what its weights' names and shapes say.
+        revision: Of the hub ids.
+        licence: Of the weights that are not this project's, recorded as given.
+        random_seed: Draw the weights that the configurations ask for instead of loading any.
+    """
+
+    checkpoints: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
+    codec: str = ""
+    revision: str | None = None
+    licence: str = "unknown"
+    random_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The files of one network, unread, and the configuration beside them."""
+
+    name: str
+    files: tuple[Checkpoint, ...]
+    tensors: Mapping[str, torch.Tensor]
+    beside: Path | None
+    licence: str
+
+
+@dataclass(frozen=True)
+class _Network:
+    """One network, ready to be loaded from."""
+
+    files: NetworkFiles
+    tensors: Mapping[str, torch.Tensor]
+    config: Config
+    folder: Path
+    receiver: Mapping[str, Any]
+
+
+def gather(system: System, request: Request) -> tuple[WeightSource, Mapping[str, Any]]:
+    """The source that `request` means for `system`, and defaults for its bundle.
+
+    A network of the system for which nothing is named is taken from the reference weights.
 
     Raises:
         CheckpointError: ``E_CKPT_KEYS``, a checkpoint holds weights that no stage takes;
-            ``E_CKPT_CONFIG``, there is no configuration.
-        UsageError: ``E_WEIGHTS``, weights were named and asked to be random.
+            ``E_CKPT_CONFIG``, there is no configuration and the weights do not tell it;
+            ``E_CKPT_FAMILY``, the weights are not of the family that was named.
+        UsageError: ``E_WEIGHTS``, weights were named and asked to be random; ``E_ROLE``, a role is
+            unknown or cannot be told; ``E_FAMILY``, a family is unknown; ``E_REFERENCE``, there
+            are no such reference weights.
     """
-    if random_seed is not None:
-        return _random(names, config, random_seed), {}
-    if not names:
-        folder = system.reference_folder
-        names, licence = (str(folder),), REFERENCE_LICENCE
-    paths = [locate(name, revision=revision) for name in names]
-    checkpoints = [read_checkpoint(path) for path in paths]
-    tensors = _merge(checkpoints)
-    _refuse_strangers(system, names[0], tensors)
-    found = config or _config_beside(paths)
-    settings = read_config(found)
-    source = CheckpointSource(tuple(checkpoints), tensors, settings, found.parent, licence)
-    return source, _defaults(settings)
+    configs = _configs(system, request)
+    if request.random_seed is not None:
+        return _random(system, request, configs), {}
+    opened = _open_all(system, request)
+    networks = {
+        role: _network(system, role, opened[role], configs.get(role), request)
+        for role in system.roles
+        if role in opened
+    }
+    tensors = merge(
+        [
+            add_prefix(network.tensors, f"{role}." if role else "")
+            for role, network in networks.items()
+        ]
+    )
+    source = CheckpointSource(
+        {role: network.files for role, network in networks.items()},
+        tensors,
+        _by_role({role: network.config for role, network in networks.items()}),
+        next(iter(networks.values())).folder,
+    )
+    defaults = {key: value for each in networks.values() for key, value in each.receiver.items()}
+    return source, defaults
 
 
-def _random(names: tuple[str, ...], config: Path | None, seed: int) -> RandomSource:
-    if names:
+def _by_role(configs: Mapping[str, Config]) -> Config:
+    return configs.get("", configs)
+
+
+def _configs(system: System, request: Request) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for role, paths in by_role(request.configs, system.roles, "--config").items():
+        if role is None or len(paths) > 1:
+            raise UsageError(
+                "E_ROLE",
+                f"--config: got {', '.join(paths)}, expected one file for each of "
+                f"{', '.join(system.roles) or 'the networks'}. Write ROLE=FILE.",
+            )
+        found[role] = Path(paths[0])
+    return found
+
+
+def _random(system: System, request: Request, configs: Mapping[str, Path]) -> RandomSource:
+    if request.checkpoints:
         raise UsageError(
             "E_WEIGHTS",
-            f"--random-weights: got --checkpoint {names[0]} too, expected one of them. Drop one.",
+            f"--random-weights: got --checkpoint {request.checkpoints[0]} too, expected one of "
+            "them. Drop one.",
         )
-    if config is None:
+    if not configs:
         raise UsageError(
             "E_WEIGHTS",
             "--random-weights: got no --config, expected the config.yaml of the architecture. "
             "Add --config.",
         )
-    return RandomSource(read_config(config), config.parent, seed)
+    paths = {
+        role: configs.get(role) or reference_folder(name) / "config.yaml"
+        for role, name in system.roles.items()
+        if name or role in configs
+    }
+    settings = {role: read_config(path) for role, path in paths.items()}
+    assert request.random_seed is not None
+    first = next(iter(paths.values()))
+    return RandomSource(_by_role(settings), first.parent, request.random_seed)
 
 
-def _config_beside(paths: list[Path]) -> Path:
+def _open_all(system: System, request: Request) -> dict[str, _Opened]:
+    """The files of every role, those without a role's name sorted by what they hold."""
+    named = by_role(request.checkpoints, system.roles, "--checkpoint")
+    opened = {role: _open(names, request) for role, names in named.items() if role is not None}
+    for name in named.get(None, ()):
+        network = _open((name,), request)
+        role = _role_of(network)
+        if role not in system.roles or role in opened:
+            raise UsageError(
+                "E_ROLE",
+                f"--checkpoint {name}: got {f'the {role}' if role else 'unknown weights'}, "
+                f"expected one of {', '.join(system.roles)}, each once. Write ROLE={name}.",
+            )
+        opened[role] = network
+    for role, reference in system.roles.items():
+        if role not in opened and reference:  # without one the system does without the network
+            opened[role] = _open((f"{REFERENCE}{reference}",), request)
+    return opened
+
+
+def _open(names: tuple[str, ...], request: Request) -> _Opened:
+    own = all(name.startswith(REFERENCE) for name in names)
+    paths = [
+        reference_folder(name.removeprefix(REFERENCE))
+        if name.startswith(REFERENCE)
+        else locate(name, revision=request.revision)
+        for name in names
+    ]
+    files = tuple(read_checkpoint(path) for path in paths)
+    licence = REFERENCE_LICENCE if own else request.licence
+    return _Opened(names[0], files, _merge(files), _config_beside(paths), licence)
+
+
+def _role_of(opened: _Opened) -> str:
+    """What the weights are for, or nothing where that cannot be told."""
+    settings = read_config(opened.beside) if opened.beside else {}
+    if "family" in settings:
+        return find_family(str(settings["family"]), str(opened.beside)).role
+    if "target" in settings:  # official configurations are those of DiffJSCC's codecs
+        return CODEC
+    recognised = recognise(_shapes(opened.tensors))
+    return recognised.family.role if recognised else ""
+
+
+def _network(
+    system: System, role: str, opened: _Opened, config: Path | None, request: Request
+) -> _Network:
+    beside = config or opened.beside
+    settings = read_config(beside) if beside else {}
+    forced = request.codec if role in ("", CODEC) else ""
+    recognised = _identify(opened, settings, forced)
+    if recognised is None and beside is None:
+        raise CheckpointError(
+            "E_CKPT_CONFIG",
+            f"{opened.name}: got no config.yaml beside it, expected one in the official schema: "
+            "widths and the SNR embedding's offset are not in the weights. Add --config FILE.",
+        )
+    tensors = opened.tensors
+    own = {key: value for key, value in settings.items() if key != "receiver"}
+    if recognised is not None:
+        _check_role(role, opened.name, recognised)
+        tensors = rename(tensors, recognised.names)
+        _refuse_strangers(opened.name, tensors, recognised.family.below, ())
+        own = {**recognised.config, **own, "family": recognised.family.name}
+    elif not role:
+        _refuse_strangers(opened.name, tensors, system.prefixes, system.ignored)
+    receiver = settings.get("receiver", {})  # defaults that a configuration carries for its weights
+    own_name = opened.name if opened.name.startswith(REFERENCE) else ""
+    return _Network(
+        NetworkFiles(opened.files, opened.licence, own_name),
+        tensors,
+        own,
+        (beside or opened.files[0].path).parent,
+        receiver if isinstance(receiver, dict) else {},
+    )
+
+
+def _identify(opened: _Opened, settings: Config, forced: str) -> Recognised | None:
+    """The family that was asked for, or that the names tell; None for official configurations."""
+    shapes = _shapes(opened.tensors)
+    if forced:
+        return must_match(find_family(forced, "--codec"), shapes, opened.name)
+    if "family" in settings:
+        family = find_family(str(settings["family"]), "config, family")
+        return must_match(family, shapes, opened.name)
+    return None if "target" in settings else recognise(shapes)
+
+
+def _check_role(role: str, name: str, recognised: Recognised) -> None:
+    if role and recognised.family.role != role:
+        raise UsageError(
+            "E_ROLE",
+            f"--checkpoint {role}={name}: got a network of the family "
+            f"{recognised.family.name!r}, which is a {recognised.family.role}, expected a {role}. "
+            "Check which file is which.",
+        )
+
+
+def _config_beside(paths: list[Path]) -> Path | None:
     for path in paths:
         folder = path if path.is_dir() else path.parent
         for name in ("config.yaml", f"{path.stem}.yaml"):
             if (folder / name).is_file():
                 return folder / name
-    raise CheckpointError(
-        "E_CKPT_CONFIG",
-        f"{paths[0]}: got no config.yaml beside it, expected one in the official schema: widths "
-        "and the SNR embedding's offset are not in the weights. Add --config FILE.",
-    )
+    return None
 
 
-def _defaults(settings: Config) -> Mapping[str, Any]:
-    """Receiver defaults that a configuration carries for its own weights (``receiver:``)."""
-    defaults = settings.get("receiver", {})
-    return defaults if isinstance(defaults, dict) else {}
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: form(tensors, name)[0] for name in tensors}
 
 
-def _merge(checkpoints: list[Checkpoint]) -> Mapping[str, torch.Tensor]:
+def _merge(checkpoints: tuple[Checkpoint, ...]) -> Mapping[str, torch.Tensor]:
     """The weights of all files; a name in two of them is taken from the last.
 
     A bare ControlNet, as DiffBIR publishes it, gets the prefix that it has in the whole.
@@ -111,17 +284,22 @@ def _merge(checkpoints: list[Checkpoint]) -> Mapping[str, torch.Tensor]:
     return merge(parts)
 
 
-def _refuse_strangers(system: System, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+def _refuse_strangers(
+    name: str,
+    tensors: Mapping[str, torch.Tensor],
+    prefixes: tuple[str, ...],
+    ignored: tuple[str, ...],
+) -> None:
     strangers = [
         key
         for key in tensors
-        if not key.startswith(system.prefixes)
-        and not any(fnmatch.fnmatch(key, pattern) for pattern in system.ignored)
+        if not key.startswith(prefixes)
+        and not any(fnmatch.fnmatch(key, pattern) for pattern in ignored)
     ]
     if strangers:
         raise CheckpointError(
             "E_CKPT_KEYS",
             f"{name}: got {len(strangers)} weights that no stage takes "
-            f"({', '.join(strangers[:10])}), expected keys below {', '.join(system.prefixes)}. "
+            f"({', '.join(strangers[:MAX_LISTED])}), expected keys below {', '.join(prefixes)}. "
             "Check that --model fits the checkpoint.",
         )

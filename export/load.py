@@ -25,17 +25,22 @@ def select(tensors: Tensors, prefix: str, *, ignore: tuple[str, ...] = ()) -> Te
         ignore: Patterns (``decoder.*``) of names below the prefix that are left out.
     """
 
-    def rename(name: str) -> str | None:
+    def shorten(name: str) -> str | None:
         short = name.removeprefix(prefix)
         wanted = name.startswith(prefix) and not _matches(short, ignore)
         return short if wanted else None
 
-    return _renamed(tensors, {name: rename(name) for name in tensors})
+    return _renamed(tensors, {name: shorten(name) for name in tensors})
 
 
 def add_prefix(tensors: Tensors, prefix: str) -> Tensors:
     """The same tensors with `prefix` before every name; nothing is read yet."""
     return _renamed(tensors, {name: prefix + name for name in tensors})
+
+
+def rename(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
+    """The tensors that `names` (old → new) lists, under their new names; nothing is read yet."""
+    return _renamed(tensors, {name: names.get(name) for name in tensors})
 
 
 def merge(parts: Sequence[Tensors]) -> Tensors:

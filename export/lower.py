@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,8 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from jscc.export.counted import INNER, Counting
+from jscc.export.gradient import has_gradient, write_out
 from jscc.export.models.precision import halve
 from jscc.runtime.errors import CheckpointError, ParityError
 from jscc.runtime.manifest import ParityEntry, StageEntry
@@ -39,9 +41,20 @@ if TYPE_CHECKING:
 OPSET = 20
 # A protobuf message ends at 2 GiB; beyond this, weights go to a file of their own.
 EMBEDDED_BYTES = 256 << 20
+# Constants of up to so many elements are stored once however often a graph makes them anew; weights
+# are larger and no tracer doubles them.
+SHARED_ELEMENTS = 1 << 16
 # Half precision rounds at 5e-4; what a deep network makes of it is recorded, and bounded here.
 HALF_TOLERANCE = 5e-2
 SYMBOLS = ("height", "width")
+# Of inputs that mean the same in every system.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "image": (0.0, 1.0),
+    "reconstruction": (0.0, 1.0),
+    "snr_db": (0.0, 14.0),
+    "alpha_bar": (0.0, 1.0),
+    "alpha_bar_next": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,8 @@ def lower(spec: StageSpec, folder: Path, sizes: Sizes, precision: str) -> Lowere
         ParityError: ``E_PARITY``, the graph differs from torch by more than the stage tolerates.
     """
     module = spec.build().eval()
-    probe = examples(spec.inputs, sizes.proved(), seed=1)
+    proved = _with_planes(sizes.proved(), spec.rates[:1])
+    probe = examples(spec.inputs, proved, seed=1, ranges=spec.ranges)
     reference = evaluate(module, spec, probe)
     tolerance = spec.tolerance
     if precision == "fp16":
@@ -114,7 +128,6 @@ def lower(spec: StageSpec, folder: Path, sizes: Sizes, precision: str) -> Lowere
     _write_graph(spec, module, inputs, outputs, sizes, path)
     del module
     release_memory()
-    proved = sizes.proved()
     size = (proved["height"], proved["width"])
     parity = prove(spec, path, probe, reference, tolerance, size)
     entry = StageEntry(
@@ -128,6 +141,11 @@ def lower(spec: StageSpec, folder: Path, sizes: Sizes, precision: str) -> Lowere
     return Lowered(entry, files, parity)
 
 
+def _with_planes(sizes: Mapping[str, int], rates: tuple[int, ...]) -> dict[str, int]:
+    """`sizes`, and the last of `rates`, if there is any, as the number of planes."""
+    return {**sizes, **({"planes": rates[-1]} if rates else {})}
+
+
 def release_memory() -> None:
     """Give freed weights back to the system: the next stage's are as large."""
     gc.collect()
@@ -136,18 +154,31 @@ def release_memory() -> None:
         trim(0)
 
 
-def examples(ports: tuple[Port, ...], sizes: Mapping[str, int], seed: int) -> Arrays:
-    """Inputs of plausible range for `ports`, drawn from `seed`."""
+def examples(
+    ports: tuple[Port, ...],
+    sizes: Mapping[str, int],
+    seed: int,
+    ranges: Mapping[str, tuple[float, float]] = RANGES,
+) -> Arrays:
+    """Inputs of plausible range for `ports`, drawn from `seed`.
+
+    Args:
+        ports: What to draw.
+        sizes: Of their symbols.
+        seed: Of the generator.
+        ranges: Least and largest value of ports by name, beside those known here.
+    """
     rng = np.random.default_rng(seed)
+    known = {**RANGES, **ranges}
     arrays = {}
     for port in ports:
         shape = resolve(port, sizes)
-        if port.name in ("image", "reconstruction"):
-            array = rng.random(shape)
+        if port.name == "rate":
+            array = np.full(shape, sizes["planes"], np.float64)
         elif port.name == "timestep":
             array = rng.integers(0, 1000, shape).astype(np.float64)
-        elif port.name == "snr_db":
-            array = rng.uniform(0, 14, shape)
+        elif port.name in known:
+            array = rng.uniform(*known[port.name], shape)
         else:
             array = rng.standard_normal(shape)
         arrays[port.name] = array.astype(np.float32)
@@ -215,7 +246,9 @@ def _write_graph(
     sizes: Sizes,
     path: Path,
 ) -> None:
-    traced = _trace(spec.name, module, inputs, sizes)
+    units = dict.fromkeys(SYMBOLS, sizes.multiple if spec.counted else 1)
+    counting = Counting.of(inputs, {**units, "planes": math.gcd(*spec.rates)})
+    traced = _trace(spec, module, inputs, sizes, counting)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -230,6 +263,9 @@ def _write_graph(
         raise _refusal(spec.name, _module_of(traced, str(error)), error) from error
     assert program is not None  # only the exporter's other calling form returns nothing
     model = program.model
+    counting.restore(model)
+    ir.passes.common.DeduplicateInitializersPass(size_limit=SHARED_ELEMENTS)(model)
+    ir.passes.common.CommonSubexpressionEliminationPass()(model)
     _declare(model, inputs, outputs)
     constants = (value.const_value for value in model.graph.initializers.values())
     weights = sum(constant.nbytes for constant in constants if constant is not None)
@@ -238,25 +274,29 @@ def _write_graph(
 
 
 def _trace(
-    stage: str, module: nn.Module, inputs: tuple[Port, ...], sizes: Sizes
+    spec: StageSpec,
+    module: nn.Module,
+    inputs: tuple[Port, ...],
+    sizes: Sizes,
+    counting: Counting,
 ) -> torch.export.ExportedProgram:
     """Trace `module` with the symbolic axes of `inputs` left open."""
-    arrays = examples(inputs, sizes.traced(), seed=0)
-    dynamic = tuple(
-        {
-            axis: torch.export.Dim.DYNAMIC
-            for axis, dim in enumerate(port.shape)
-            if isinstance(dim, str)
-        }
-        for port in inputs
-    )
+    arrays = examples(inputs, _with_planes(sizes.traced(), spec.rates), seed=0)
+    dynamic: tuple[Any, ...] = counting.open_axes(inputs)
     tensors = tuple(torch.from_numpy(arrays[port.name]) for port in inputs)
     with _watch(module) as entered:
         try:
             with _quiet(), torch.no_grad():
-                return torch.export.export(module, tensors, dynamic_shapes=dynamic, strict=False)
+                if any(counting.splits):
+                    module, tensors = counting.wrap(module), counting.cut(tensors)
+                if has_gradient(module):
+                    module = write_out(module, tensors, dynamic)
+                elif any(counting.splits):
+                    dynamic = (dynamic,)  # of the one parameter that takes all inputs
+                open_axes = dynamic if any(dynamic) else None  # None suits any signature
+                return torch.export.export(module, tensors, dynamic_shapes=open_axes, strict=False)
         except Exception as error:  # torch.export wraps nothing: anything may come out
-            raise _refusal(stage, entered[-1] if entered else "", error) from error
+            raise _refusal(spec.name, entered[-1] if entered else "", error) from error
 
 
 @contextlib.contextmanager
@@ -301,18 +341,18 @@ def _module_of(traced: torch.export.ExportedProgram, message: str) -> str:
     for node in traced.graph.nodes:
         if named is not None and node.name == named[1]:
             stack = list(node.meta.get("nn_module_stack", {}).values())
-            return str(stack[-1][0]) if stack else ""
+            return str(stack[-1][0]).removeprefix(f"{INNER}.") if stack else ""
     return ""
 
 
 def _declare(model: ir.Model, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:
-    """Give the graph's edges their declared shapes and drop what tells of the exporting machine."""
+    """Give the graph's edges their declared shapes; drop the tracer's notes but the module's."""
     for value, port in zip(
         (*model.graph.inputs, *model.graph.outputs), (*inputs, *outputs), strict=True
     ):
         value.shape = ir.Shape(port.shape)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for key in [key for key in node.metadata_props if "stack_trace" in key]:
+        for key in [key for key in node.metadata_props if key != "namespace"]:
             del node.metadata_props[key]
 
 

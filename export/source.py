@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from jscc.export.checkpoint import Checkpoint, load_into, select
+from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError
-from jscc.runtime.manifest import Source
+from jscc.runtime.manifest import NetworkSource, Source
 
 Config = Mapping[str, Any]
 Module = TypeVar("Module", bound=nn.Module)
+Made = TypeVar("Made")
 
 
-def configured(build: Callable[[], Module]) -> Module:
-    """Build a module from a configuration that its networks may refuse.
+def configured(build: Callable[[], Made]) -> Made:
+    """Build something, mostly a module, from a configuration that its networks may refuse.
 
     Raises:
         CheckpointError: ``E_CONFIG``, a value is missing or asks for what is not implemented.
@@ -44,7 +46,10 @@ class WeightSource(Protocol):
 
     @property
     def config(self) -> Config:
-        """The checkpoint's configuration, in the official schema."""
+        """The checkpoint's configuration: official (``target``) or recognised (``family``).
+
+        One per role where a system has several networks.
+        """
 
     @property
     def folder(self) -> Path:
@@ -52,6 +57,9 @@ class WeightSource(Protocol):
 
     def has(self, prefix: str) -> bool:
         """Whether any weight lies below `prefix`."""
+
+    def shapes(self, prefix: str) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every weight below `prefix` by its name there; none where they are drawn."""
 
     def load(
         self, build: Callable[[], Module], prefix: str, ignore: tuple[str, ...] = ()
@@ -70,26 +78,52 @@ class WeightSource(Protocol):
 
 
 @dataclass(frozen=True)
-class CheckpointSource:
-    """Weights of a trained checkpoint, which may be spread over several files.
+class NetworkFiles:
+    """Where one network's weights come from.
 
     Attributes:
-        files: The files; the first one names the source.
-        tensors: All weights of all files.
-        config: The configuration.
-        folder: Where the configuration lies.
+        files: Its files, the first one hashed.
         licence: Licence of the weights, recorded as given.
+        name: What they are called; by default the files' names.
     """
 
     files: tuple[Checkpoint, ...]
+    licence: str
+    name: str = ""
+
+    def describe(self) -> NetworkSource:
+        """The manifest's record of one network among several."""
+        return NetworkSource(
+            name=self.name or " + ".join(file.path.name for file in self.files),
+            sha256=self.files[0].sha256,
+            licence=self.licence,
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """Weights of trained checkpoints.
+
+    Attributes:
+        networks: The system's networks by role.
+        tensors: All weights of all networks.
+        config: The configuration, or one per role.
+        folder: Where the first network's configuration lies.
+    """
+
+    networks: Mapping[str, NetworkFiles]
     tensors: Mapping[str, torch.Tensor]
     config: Config
     folder: Path
-    licence: str
 
     def has(self, prefix: str) -> bool:
         """Whether any weight lies below `prefix`."""
         return any(key.startswith(prefix) for key in self.tensors)
+
+    def shapes(self, prefix: str) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every weight below `prefix`; nothing is read."""
+        below = select(self.tensors, prefix)
+        return {name: form(below, name)[0] for name in below}
 
     def load(
         self, build: Callable[[], Module], prefix: str, ignore: tuple[str, ...] = ()
@@ -98,7 +132,9 @@ class CheckpointSource:
         with torch.device("meta"):
             module = configured(build)
         tensors = select(self.tensors, prefix)
-        where = f"{self.files[0].path.name}, {prefix}*"
+        role = prefix.partition(".")[0]
+        network = self.networks.get(role) or next(iter(self.networks.values()))
+        where = f"{network.files[0].path.name}, {prefix}*"
         load_into(module, tensors, where=where, ignore=ignore)
         return module.eval().requires_grad_(False)
 
@@ -115,12 +151,17 @@ class CheckpointSource:
         }
 
     def describe(self) -> Source:
-        """The manifest's record of this source."""
+        """The manifest's record of this source; of several networks, the hash of their hashes."""
+        each = {role: network.describe() for role, network in self.networks.items()}
+        if len(each) == 1:
+            only = next(iter(each.values()))
+            return Source(name=only.name, sha256=only.sha256, licence=only.licence)
+        hashes = "".join(f"{role} {network.sha256}\n" for role, network in sorted(each.items()))
         return Source(
-            name=" + ".join(file.path.name for file in self.files),
-            sha256=self.files[0].sha256,
-            licence=self.licence,
-            overrides=(),
+            name=", ".join(f"{role} {network.name}" for role, network in each.items()),
+            sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+            licence=", ".join(dict.fromkeys(network.licence for network in each.values())),
+            networks=each,
         )
 
 
@@ -135,6 +176,10 @@ class RandomSource:
     def has(self, prefix: str) -> bool:
         """Every weight that the configuration asks for can be drawn."""
         return True
+
+    def shapes(self, prefix: str) -> Mapping[str, tuple[int, ...]]:
+        """None: the configuration says what there is."""
+        return {}
 
     def load(
         self, build: Callable[[], Module], prefix: str, ignore: tuple[str, ...] = ()

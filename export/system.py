@@ -4,7 +4,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import nn
 from jscc.export import systems
 from jscc.export.source import WeightSource
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import ImageContract, Loop, LoopStep, Signal
+from jscc.runtime.manifest import Descent, ImageContract, Loop, LoopStep, Signal
 from jscc.runtime.ports import Port
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -32,6 +31,11 @@ class StageSpec:
         outputs: Ports that it returns, in order.
         tolerance: Largest difference to torch allowed, relative to the output's peak.
         tiled: Whether the runtime may run the stage on tiles of a large image.
+        ranges: For inputs that may not be any number, by name, the least and the largest value
+            that examples of them take.
+        rates: Values of the symbol ``planes`` in the ports, and of the input ``rate`` with it.
+        counted: Whether to trace the stage with height and width counted in multiples, which is
+            faster where the network divides them over and over: see `jscc.export.counted`.
     """
 
     name: str
@@ -40,6 +44,9 @@ class StageSpec:
     outputs: tuple[Port, ...]
     tolerance: float = 1e-4
     tiled: bool = False
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    rates: tuple[int, ...] = ()
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Plan:
         loops: The loops' settings by stage name.
         image_output: Named tensor that is the received image.
         side_inputs: Named tensors that the host provides at run time.
+        descents: The descents' settings by the name that the program gives them.
     """
 
     variant: str
@@ -67,6 +75,7 @@ class Plan:
     tensors: Mapping[str, Callable[[], npt.NDArray[np.float32]]] = field(default_factory=dict)
     loops: Mapping[str, Loop] = field(default_factory=dict)
     side_inputs: tuple[str, ...] = ()
+    descents: Mapping[str, Descent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class Options:
         steps: Default number of steps.
         start: Default start of the loop, ``noise`` or ``received``.
         start_level: Default noise level of a ``received`` start, as a fraction of the schedule.
+        extra: What this system alone lets choose, name → value, see `System.options`.
     """
 
     text: str = "none"
@@ -94,6 +104,7 @@ class Options:
     steps: int | None = None
     start: Literal["noise", "received"] | None = None
     start_level: float | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,22 +114,23 @@ class System:
     Attributes:
         paper: Title and arXiv id.
         plan: Reads the checkpoint's configuration and says what becomes of it.
-        reference: Folder below ``export/reference`` with this project's own weights.
-        prefixes: Where the weights that the stages take lie; anything else in a checkpoint is
-            an error unless `ignored` names it.
+        roles: The networks it is made of, and for each the folder below ``export/reference`` of
+            the weights that are taken where none are given. A system of one network has one role
+            with no name. With several, ``source.config`` is a configuration per role, and the
+            names of a role's weights begin with ``ROLE.``.
+        prefixes: Of a checkpoint with an official configuration: where the weights that the
+            stages take lie; anything else in it is an error unless `ignored` names it.
         ignored: Key patterns of published checkpoints that no stage needs.
+        options: What the caller may choose of this system alone (`Options.extra`), name →
+            values and default, for humans.
     """
 
     paper: str
     plan: Callable[[WeightSource, Options], Plan]
-    reference: str
+    roles: Mapping[str, str]
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
-
-    @property
-    def reference_folder(self) -> Path:
-        """Where this system's reference weights lie."""
-        return Path(__file__).parent / "reference" / self.reference
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 def names() -> tuple[str, ...]:

@@ -85,6 +85,37 @@ def shape_symbols(
     return symbols
 
 
+def planes_received(
+    shape: tuple[int, ...], grid: tuple[int, int], signal: Signal, *, where: str
+) -> int:
+    """How many planes the symbols of one image make.
+
+    Args:
+        shape: Of the symbols: [planes / 2, rows, columns], or [count].
+        grid: Rows and columns of the image that was sent.
+        signal: The bundle's contract.
+        where: Names the symbols in messages.
+
+    Raises:
+        SymbolsError: ``E_SYM_COUNT``, the transmitter may choose among several rates and this is
+            none of them.
+    """
+    if not signal.rates:
+        return signal.planes  # `shape_symbols` sees what does not fit
+    positions = math.prod(grid)
+    whole = len(shape) == 3 or (len(shape) == 1 and shape[0] % positions == 0)
+    planes = 2 * (shape[0] if len(shape) == 3 else shape[0] // positions) if whole else 0
+    if planes not in signal.rates:
+        rates = ", ".join(str(rate // 2 * positions) for rate in signal.rates)
+        raise SymbolsError(
+            "E_SYM_COUNT",
+            f"{where}: got complex64[{','.join(map(str, shape))}], expected {rates} symbols: "
+            f"{', '.join(map(str, signal.rates))} planes of {grid[0]}x{grid[1]} positions. "
+            "Give the size of the image that was sent, or receive the symbols again.",
+        )
+    return planes
+
+
 def check_dtype(symbols: Symbols, where: str) -> None:
     """Hold `symbols` to native complex64.
 

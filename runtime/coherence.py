@@ -4,13 +4,24 @@ Each part alone was checked when it was read. Here every reference leads somewhe
 fed by something earlier of the same dtype and shape, and signal, image and ports agree on sizes.
 """
 
-from jscc.runtime.declared import refuse
-from jscc.runtime.errors import BundleError
-from jscc.runtime.manifest import Loop, LoopStep, Manifest, StageEntry
-from jscc.runtime.ports import Port, split_dim
+import math
 
-ENCODE = "encode"  # the transmitter's stage; all others are the receiver's
-TIMESTEP = Port("timestep", "float32", ("batch",))
+from jscc.runtime.declared import refuse
+from jscc.runtime.descent_coherence import check_descent
+from jscc.runtime.errors import BundleError
+from jscc.runtime.fixed import open_entry
+from jscc.runtime.manifest import Loop, LoopStep, Manifest, Signal, StageEntry
+from jscc.runtime.ports import Port, resolve, split_dim
+from jscc.runtime.sides import (
+    ENCODE,
+    MAX_SIDE_OUTPUTS,
+    MAX_SIDE_VALUES,
+    planes_allowed,
+    side_outputs,
+    side_port,
+)
+
+STEP_INPUTS = ("timestep", "alpha_bar", "alpha_bar_next")  # numbers of each step of a loop
 
 
 def check_coherence(manifest: Manifest) -> None:
@@ -24,8 +35,10 @@ def check_coherence(manifest: Manifest) -> None:
     _check_program(manifest)
     _check_flow(manifest)
     _check_encode(manifest)
+    _check_signal(manifest.signal)
     _check_sizes(manifest)
     _check_loops(manifest)
+    _check_descents(manifest)
     _check_records(manifest)
 
 
@@ -53,23 +66,24 @@ def _check_files(manifest: Manifest) -> None:
             raise _clash("/files", f"{name!r}", "only graphs and tensors that something uses")
 
 
-def _stage_of(step: str | LoopStep) -> str:
-    return step.loop if isinstance(step, LoopStep) else step
-
-
 def _check_program(manifest: Manifest) -> None:
-    names = [_stage_of(step) for step in manifest.program]
+    names = manifest.receiver_stages
     receiver = set(manifest.stages) - {ENCODE}
-    for index, name in enumerate(names):
-        if name not in receiver:
-            raise _clash(f"/program/{index}", repr(name), f"one of {sorted(receiver)}")
+    for index, step in enumerate(manifest.program):
+        for name in manifest.stages_of(step):
+            if name not in receiver:
+                raise _clash(f"/program/{index}", repr(name), f"one of {sorted(receiver)}")
     if len(set(names)) < len(names):
-        raise _clash("/program", f"{names}", "each stage at most once")
+        raise _clash("/program", f"{list(names)}", "each stage at most once")
     if receiver - set(names):
         raise _clash("/stages", f"{sorted(receiver - set(names))}", "stages that the program runs")
+    taken = {*manifest.loops, *manifest.stages} & set(manifest.descents)
+    if taken:
+        raise _clash("/descents", f"{sorted(taken)}", "names that no loop or stage has")
     loops = {step.loop for step in manifest.program if isinstance(step, LoopStep)}
-    if loops != set(manifest.loops):
-        raise _clash("/loops", f"{sorted(manifest.loops)}", f"the program's {sorted(loops)}")
+    said = {*manifest.loops, *manifest.descents}
+    if loops != said:
+        raise _clash("/loops", f"{sorted(said)}", f"the program's {sorted(loops)}")
 
 
 def _fixed(manifest: Manifest) -> dict[str, Port]:
@@ -79,13 +93,14 @@ def _fixed(manifest: Manifest) -> dict[str, Port]:
     height, width = _image_size(manifest) or (0, 0)
     rows = height // signal.stride or f"height{suffix}"
     columns = width // signal.stride or f"width{suffix}"
-    grid = ("batch", signal.planes, rows, columns)
+    grid = ("batch", "planes" if signal.rates else signal.planes, rows, columns)
     return {
         "image": Port("image", "float32", ("batch", 3, height or "height", width or "width")),
         "planes": Port("planes", "float32", grid),
         "received": Port("received", "float32", grid),
         "snr_db": Port("snr_db", "float32", ("batch",)),
         "gain": Port("gain", "float32", ("batch", 2)),
+        "rate": Port("rate", "float32", ("batch",)),
     }
 
 
@@ -104,16 +119,18 @@ def _check_flow(manifest: Manifest) -> None:
     """Follow the named tensors through the program."""
     feeds = _given(manifest)
     for step in manifest.program:
-        name = _stage_of(step)
+        name = step.loop if isinstance(step, LoopStep) else step
+        if name in manifest.descents:
+            for port in check_descent(manifest, name, feeds):
+                _produce(feeds, f"/descents/{name}/render", port)
+            continue
         stage = manifest.stages[name]
         pointer = f"/stages/{name}"
         if isinstance(step, LoopStep):
-            state = _check_state(f"/loops/{name}", manifest.loops[name], stage, feeds)
-            inside = {**feeds, "timestep": TIMESTEP, state.name: state}
-            _check_inputs(pointer, stage, inside)
+            state = _check_loop(manifest, name, feeds)
             _produce(feeds, f"/loops/{name}/state", state)
-        else:
-            _check_inputs(pointer, stage, feeds)
+            continue
+        _check_inputs(pointer, stage, feeds)
         for port in stage.outputs:
             _produce(feeds, f"{pointer}/outputs", port)
     image = feeds.get(manifest.image_output)
@@ -139,7 +156,7 @@ def _given(manifest: Manifest) -> dict[str, Port]:
 
 
 def _produce(feeds: dict[str, Port], pointer: str, port: Port) -> None:
-    if port.name in {*feeds, "received", "snr_db", "gain", "timestep"}:
+    if port.name in {*feeds, "received", "snr_db", "gain", *STEP_INPUTS}:
         raise _clash(pointer, repr(port.name), "a name that nothing else has")
     feeds[port.name] = port
 
@@ -163,6 +180,50 @@ def _matches(feed: Port, port: Port) -> bool:
     )
 
 
+def _check_loop(manifest: Manifest, name: str, feeds: dict[str, Port]) -> Port:
+    """Hold a loop's stages to what they are fed; return the port that it advances."""
+    loop, stage, pointer = manifest.loops[name], manifest.stages[name], f"/loops/{name}"
+    state = _check_state(pointer, loop, stage, feeds)
+    inside = {**feeds, state.name: state}
+    for key in STEP_INPUTS:
+        inside[key] = Port(key, "float32", ("batch",))
+    _produce(inside, pointer, Port("noise", state.dtype, state.shape))
+    stages = {name: stage} | {guide: manifest.stages[guide] for guide in loop.guides.values()}
+    for setting in loop.settings:
+        readers = [port for each in stages.values() for port in each.inputs]
+        if setting not in {port.name for port in readers}:
+            raise _clash(f"{pointer}/settings", repr(setting), "a name that a stage of it reads")
+        _produce(inside, f"{pointer}/settings", Port(setting, "float32", ("batch",)))
+    _check_inputs(f"/stages/{name}", stage, inside)
+    answers = {port.name: port for port in stage.outputs}
+    for key in ("grad", "direction"):
+        if key in answers and not _matches(answers[key], state):
+            raise _clash(f"/stages/{name}/outputs", f"{key!r} {answers[key]}", f"{state}")
+    for guide in loop.guides.values():
+        _check_guide(manifest, guide, {**inside, **answers, "grad": state}, stage)
+    return state
+
+
+def _check_guide(manifest: Manifest, name: str, inside: dict[str, Port], plain: StageEntry) -> None:
+    """Hold the stage of guided steps to the one that it stands in for."""
+    pointer = f"/stages/{name}"
+    stage, sizes = open_entry(manifest.stages[name], inside)
+    tile = manifest.image.tile
+    allowed = {"batch": 1, "height": tile, "width": tile} if stage.tiled else {"batch": 1}
+    for symbol, size in sizes.items():
+        if allowed.get(symbol) != size:
+            raise _clash(pointer, f"{symbol} {size} fixed", f"any {symbol}, or {allowed}")
+    _check_inputs(pointer, stage, inside)
+    outputs = {port.name: port for port in stage.outputs}
+    first = plain.outputs[0].name
+    wanted = (first, "grad", *(port.name for port in plain.outputs[1:]))
+    if stage.outputs[0].name != first or set(outputs) != set(wanted):
+        raise _clash(f"{pointer}/outputs", f"{list(outputs)}", f"{list(wanted)}, {first!r} first")
+    for key, port in outputs.items():
+        if not _matches(port, inside[key]):
+            raise _clash(f"{pointer}/outputs", f"{key!r} {port}", f"{inside[key]}")
+
+
 def _check_state(pointer: str, loop: Loop, stage: StageEntry, feeds: dict[str, Port]) -> Port:
     """The port that the loop advances; clean estimate, start and guide are like it."""
     state = next((port for port in stage.inputs if port.name == loop.state), None)
@@ -182,12 +243,46 @@ def _check_encode(manifest: Manifest) -> None:
     stage = manifest.stages.get(ENCODE)
     if stage is None:
         return
-    fixed = _fixed(manifest)
-    told = ("image", *manifest.signal.csi_inputs) if manifest.signal.transmitter_csi else ("image",)
-    _check_inputs(f"/stages/{ENCODE}", stage, {name: fixed[name] for name in told})
-    if len(stage.outputs) != 1 or not _matches(stage.outputs[0], fixed["planes"]):
+    fixed, signal, pointer = _fixed(manifest), manifest.signal, f"/stages/{ENCODE}"
+    told = ["image", *(signal.csi_inputs if signal.transmitter_csi else ())]
+    told += ["rate"] if signal.rates else []
+    _check_inputs(pointer, stage, {name: fixed[name] for name in told})
+    names = [port.name for port in stage.inputs]
+    if signal.rates and "rate" not in names:
+        raise _clash(f"{pointer}/inputs", f"{names}", "'rate' too, which /signal/rates speaks of")
+    if not _matches(stage.outputs[0], fixed["planes"]):
         got = ", ".join(f"{port.name} {port}" for port in stage.outputs)
-        raise _clash(f"/stages/{ENCODE}/outputs", got, f"one output {fixed['planes']}")
+        raise _clash(f"{pointer}/outputs", got, f"{fixed['planes']} first")
+    sides = side_outputs(manifest)
+    for index, port in enumerate(sides, 1):
+        _check_side_output(manifest, f"{pointer}/outputs/{index}", port)
+    count = sum(math.prod(dim for dim in p.shape[1:] if isinstance(dim, int)) for p in sides)
+    if count > MAX_SIDE_VALUES or len(sides) > MAX_SIDE_OUTPUTS:
+        got = f"{len(sides)} with {count} values beside the planes"
+        expected = f"at most {MAX_SIDE_OUTPUTS} with {MAX_SIDE_VALUES}"
+        raise _clash(f"{pointer}/outputs", got, expected)
+
+
+def _check_side_output(manifest: Manifest, pointer: str, port: Port) -> None:
+    """Hold what the transmitter sends beside the symbols to what the receiver takes."""
+    if port.name not in manifest.side_inputs:
+        got, names = repr(port.name), list(manifest.side_inputs)
+        raise _clash(pointer, got, f"one of /side_inputs, {names}")
+    reader = side_port(manifest, port.name)
+    whole = all(isinstance(dim, int) for dim in port.shape[1:])
+    if port.dtype != "float32" or port.shape[:1] != ("batch",) or not whole:
+        raise _clash(pointer, f"{port.name!r} {port}", "float32[batch,…] of a fixed size")
+    if reader is None or not _matches(port, reader):
+        raise _clash(pointer, f"{port.name!r} {port}", f"{reader} as the receiver takes it")
+
+
+def _check_signal(signal: Signal) -> None:
+    if signal.rates and signal.rates[-1] != signal.planes:
+        got = f"{list(signal.rates)}"
+        raise _clash("/signal/rates", got, f"{signal.planes}, all planes, at the end")
+    if not signal.snr_db_range[0] <= signal.snr_db_default <= signal.snr_db_range[1]:
+        got = f"{signal.snr_db_default}"
+        raise _clash("/signal/snr_db_default", got, f"a value in {list(signal.snr_db_range)}")
 
 
 def _check_sizes(manifest: Manifest) -> None:
@@ -199,9 +294,6 @@ def _check_sizes(manifest: Manifest) -> None:
     height, width = _image_size(manifest) or (0, 0)
     if height % image.multiple or width % image.multiple or height * width > image.max_pixels:
         raise _clash("/image", f"{height}x{width} in the ports", f"multiples of {image.multiple}")
-    if not signal.snr_db_range[0] <= signal.snr_db_default <= signal.snr_db_range[1]:
-        got = f"{signal.snr_db_default}"
-        raise _clash("/signal/snr_db_default", got, f"a value in {list(signal.snr_db_range)}")
     if image.tile % image.multiple or 2 * image.overlap > image.tile:
         got = f"{image.tile} with overlap {image.overlap}"
         raise _clash("/image/tile", got, f"a multiple of {image.multiple}, overlap at most half")
@@ -229,8 +321,19 @@ def _check_loops(manifest: Manifest) -> None:
             raise _clash("/selftest/steps", f"{manifest.selftest.steps}", f"1 to {limit} timesteps")
         if sampler.start == "received" and loop.start is None:
             raise _clash(f"{pointer}/start", "'received'", "'noise' where the loop's start is null")
-        if sampler.guidance and loop.guide is None:
+        if sampler.guide is not None and sampler.guide not in loop.guides:
+            got, known = repr(sampler.guide), sorted(loop.guides)
+            raise _clash(f"{pointer}/guide", got, f"one of {known}, or null")
+        if sampler.guidance and loop.guide is None and not loop.guides:
             raise _clash(f"{pointer}/guidance", f"{sampler.guidance}", "0 where there is no guide")
+
+
+def _check_descents(manifest: Manifest) -> None:
+    for name, descent in manifest.descents.items():
+        least = len(descent.rounds)
+        if manifest.selftest and manifest.selftest.steps < least:
+            got = f"{manifest.selftest.steps}"
+            raise _clash("/selftest/steps", got, f"{least} or more, one for each round of {name!r}")
 
 
 def _check_records(manifest: Manifest) -> None:
@@ -247,13 +350,21 @@ def _check_records(manifest: Manifest) -> None:
     image = manifest.tensors.get(manifest.selftest.image)
     if symbols is None or image is None:
         raise _clash("/selftest", "an unknown tensor", f"one of {sorted(manifest.tensors)}")
-    half, stride = manifest.signal.planes // 2, manifest.signal.stride
-    if symbols.dtype != "complex64" or len(symbols.shape) != 3 or symbols.shape[0] != half:
-        got = f"{symbols.dtype}{list(symbols.shape)}"
-        raise _clash("/selftest/symbols", got, f"complex64[{half}, rows, columns]")
+    halves, stride = [each // 2 for each in planes_allowed(manifest.signal)], manifest.signal.stride
+    if symbols.dtype != "complex64" or len(symbols.shape) != 3 or symbols.shape[0] not in halves:
+        got, wanted = f"{symbols.dtype}{list(symbols.shape)}", " or ".join(map(str, halves))
+        raise _clash("/selftest/symbols", got, f"complex64[{wanted}, rows, columns]")
     height, width = stride * symbols.shape[1], stride * symbols.shape[2]
     shape = image.shape
     fits = len(shape) == 3 and shape[0] <= height and shape[1] <= width and shape[2] == 3
     if image.dtype != "uint8" or not fits:
         got = f"{image.dtype}{list(shape)}"
         raise _clash("/selftest/image", got, f"uint8[up to {height}, up to {width}, 3]")
+    sizes = {"batch": 1, "height": height, "width": width, "planes": 2 * symbols.shape[0]}
+    for name, tensor in manifest.selftest.side.items():
+        port, entry = side_port(manifest, name), manifest.tensors.get(tensor)
+        if port is None or name not in manifest.side_inputs:
+            raise _clash("/selftest/side", repr(name), f"one of {list(manifest.side_inputs)}")
+        if entry is None or (entry.dtype, entry.shape) != (port.dtype, resolve(port, sizes)):
+            got = repr(tensor) if entry is None else f"{tensor!r} {entry.dtype}{list(entry.shape)}"
+            raise _clash(f"/selftest/side/{name}", got, f"a tensor {port} of one image")

@@ -36,6 +36,10 @@ class JsccError(Exception):
     def __str__(self) -> str:
         return f"{self.message} [{self.code}]"
 
+    def __reduce__(self) -> tuple[type["JsccError"], tuple[str, str]]:
+        # Exceptions are copied by their one-argument form, and an error may come from a worker.
+        return type(self), (self.code, self.message)
+
 
 class UsageError(JsccError):
     """The call itself is wrong."""

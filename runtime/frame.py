@@ -1,6 +1,7 @@
 """Frame: the symbols of one image with what is known about them, as files carry it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ class Frame:
         snr_db: Signal-to-noise ratio of the radio channel in dB; None if not known.
         gain: Complex gain of the radio channel; None if not known.
         bundle: sha256 of the bundle that made the symbols, in hex; None if not known.
+        side: What the receiver is given beside the symbols, by name: float32[count] each.
     """
 
     symbols: Symbols
@@ -28,3 +30,4 @@ class Frame:
     snr_db: float | None = None
     gain: complex | None = None
     bundle: str | None = None
+    side: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)

@@ -6,14 +6,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from jscc.runtime.admission import Admitted, admit, check_dtype, shape_symbols
+from jscc.runtime.admission import (
+    Admitted,
+    admit,
+    check_dtype,
+    planes_received,
+    shape_symbols,
+)
+from jscc.runtime.choices import Choices
 from jscc.runtime.csi import Csi
+from jscc.runtime.descent import LEARNING_RATE, DescentPlan, plan_descent
 from jscc.runtime.errors import SymbolsError, UsageError
-from jscc.runtime.loop import Choices, LoopPlan, plan_loop
+from jscc.runtime.loop import LoopPlan, plan_loop
 from jscc.runtime.manifest import Manifest
 from jscc.runtime.ports import Array, describe
 from jscc.runtime.preprocess import Geometry, Size, geometry_of
 from jscc.runtime.schedule import Schedule
+from jscc.runtime.sides import check_sides
 
 Symbols = npt.NDArray[np.complex64]
 Mask = npt.NDArray[np.bool_]
@@ -43,7 +52,9 @@ class Job:
     Attributes:
         admitted: The images' symbols.
         geometry: Sizes of each image.
+        planes: Planes that each was sent as.
         plans: Loops by stage.
+        descents: Descents by name.
         side: Side inputs that the caller gave.
         seed: Of the noise.
         frame: Number of the first image.
@@ -51,7 +62,9 @@ class Job:
 
     admitted: tuple[Admitted, ...]
     geometry: Geometry
+    planes: int
     plans: Mapping[str, LoopPlan]
+    descents: Mapping[str, DescentPlan]
     side: Mapping[str, Array]
     seed: int
     frame: int
@@ -96,17 +109,28 @@ class Rules:
         check_dtype(request.symbols, "symbols")
         _check_numbers(request)
         geometry, shape = self._geometry(request)
-        self._check_sides(request.side)
+        self._check_sides(request, geometry, 2 * shape[0])
         admitted = tuple(
             self._admit(request, index, shape) for index in range(len(request.symbols))
         )
+        self._check_settings(request.choices)
         plans = self._plan(request.choices, admitted)
-        return Job(admitted, geometry, plans, request.side, request.seed, request.frame)
+        descents = self._plan_descents(request.choices)
+        return Job(
+            admitted,
+            geometry,
+            2 * shape[0],
+            plans,
+            descents,
+            request.side,
+            request.seed,
+            request.frame,
+        )
 
     def _geometry(self, request: Request) -> tuple[Geometry, Shape]:
         """Sizes of the image, and the shape that its symbols have to have."""
-        stride, half = self.manifest.signal.stride, self.manifest.signal.planes // 2
-        contract = self.manifest.image
+        signal, contract = self.manifest.signal, self.manifest.image
+        stride, half = signal.stride, signal.planes // 2
         size = request.size
         if size is None:
             if request.symbols.ndim != 4:
@@ -118,7 +142,9 @@ class Rules:
             size = (stride * request.symbols.shape[2], stride * request.symbols.shape[3])
             contract = replace(contract, short_edge=0)
         geometry = geometry_of(size, contract, self.max_pixels)
-        return geometry, (half, geometry.padded[0] // stride, geometry.padded[1] // stride)
+        grid = (geometry.padded[0] // stride, geometry.padded[1] // stride)
+        planes = planes_received(request.symbols.shape[1:], grid, signal, where="symbols")
+        return geometry, (planes // 2, *grid)
 
     def _admit(self, request: Request, index: int, shape: Shape) -> Admitted:
         where = "symbols" if len(request.symbols) == 1 else f"symbols of image {index}"
@@ -129,28 +155,53 @@ class Rules:
         return admit(symbols, erased, csi, signal, strict_snr=strict, where=where)
 
     def _plan(self, choices: Choices, admitted: Sequence[Admitted]) -> dict[str, LoopPlan]:
-        loops = self.manifest.loops
-        if not loops and choices != Choices():
+        loops, descends = self.manifest.loops, bool(self.manifest.descents)
+        steps, settings = choices.steps, choices.settings
+        allowed = Choices(steps=steps, settings=settings) if descends else Choices()
+        if not loops and choices != allowed:
+            expected = "only steps and settings" if descends else "nothing"
             raise UsageError(
                 "E_NO_LOOP",
-                f"sampling: got {choices}, expected nothing: this bundle has no loop. "
+                f"sampling: got {choices}, expected {expected}: this bundle has no loop. "
                 "Leave the sampler's options out.",
             )
         snrs_db = [image.equalised_snr_db for image in admitted]
+        stages = self.manifest.stages
         return {
-            name: plan_loop(loop, self.schedules[name], choices, snrs_db, number)
+            name: plan_loop(
+                loop,
+                self.schedules[name],
+                choices,
+                snrs_db,
+                number,
+                directed=any(port.name == "direction" for port in stages[name].outputs),
+            )
             for number, (name, loop) in enumerate(sorted(loops.items()))
         }
 
-    def _check_sides(self, side: Mapping[str, Array]) -> None:
-        wanted = set(self.manifest.side_inputs)
-        given = set(side)
-        if given - wanted or (wanted - given and not self.captioned):
+    def _check_settings(self, choices: Choices) -> None:
+        known = {name for each in self.manifest.loops.values() for name in each.settings}
+        for descent in self.manifest.descents.values():
+            known |= {LEARNING_RATE, *descent.settings}
+        unknown = sorted(set(choices.settings) - known)
+        if unknown:
             raise UsageError(
-                "E_SIDE",
-                f"side: got {', '.join(sorted(given)) or 'none'}, expected "
-                f"{', '.join(sorted(wanted)) or 'none'}. Give these and no others.",
+                "E_SETTING",
+                f"settings: got {', '.join(unknown)}, expected {', '.join(sorted(known)) or 'none'}"
+                ". Correct the name or leave it out.",
             )
+
+    def _plan_descents(self, choices: Choices) -> dict[str, DescentPlan]:
+        loops = len(self.manifest.loops)
+        return {
+            name: plan_descent(descent, choices, loops + number)
+            for number, (name, descent) in enumerate(sorted(self.manifest.descents.items()))
+        }
+
+    def _check_sides(self, request: Request, geometry: Geometry, planes: int) -> None:
+        height, width = geometry.padded
+        sizes = {"batch": len(request.symbols), "height": height, "width": width, "planes": planes}
+        check_sides(self.manifest, request.side, sizes, captioned=self.captioned)
 
 
 def _check_numbers(request: Request) -> None:

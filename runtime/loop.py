@@ -1,41 +1,75 @@
 """Loop: a stage asked once per noise level, its answers carried along by a sampler's table.
 
-    x = start;  for each row:  clean = stage(x, t);  x = a*x + b*clean + c*clean_prev + s*noise
-                                                         - g*(clean - guide)
+    x = start;  for each row:  clean, grad, direction = stage(x, t, ...)
+                               x = a*x + b*clean + c*clean_prev + s*noise - g*grad + d*direction
 
 What a run does is decided before anything is computed (`plan_loop`), for each image of a batch by
 itself: images received together may start at different levels.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from jscc.kernels.advance.reference import advance
+from jscc.runtime.choices import (
+    Choices,
+    chosen_guidance,
+    chosen_guide,
+    chosen_guide_every,
+    chosen_settings,
+    chosen_start,
+    chosen_travel,
+)
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import Loop
 from jscc.runtime.noise import NoiseSource
 from jscc.runtime.schedule import Schedule
-from jscc.runtime.table import Table, table_for
+from jscc.runtime.table import Row, Table, table_for
 
 Floats = npt.NDArray[np.float32]
-Denoise = Callable[[Floats, Floats], Floats]  # state, timesteps -> clean estimate
-
-STARTS = ("noise", "received")
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What a caller asks of the loops; None for what the bundle says."""
+class Question:
+    """What the stage is asked at one step; one item per image.
 
-    sampler: str | None = None
-    steps: int | None = None
-    start: str | None = None
-    start_level: float | None = None
-    guidance: float | None = None
+    Attributes:
+        state: Where the loop is.
+        timestep: Noise level, float32[batch].
+        alpha_bar: What is left of the clean image at that level, float32[batch].
+        alpha_bar_next: The same where the step will end; 1 at the clean image.
+        noise: This step's draw, like `state`; None where the sampler draws none.
+        guided: Whether the guide's gradient is wanted.
+    """
+
+    state: Floats
+    timestep: Floats
+    alpha_bar: Floats
+    alpha_bar_next: Floats
+    noise: Floats | None
+    guided: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the stage says; all like the state.
+
+    Attributes:
+        clean: Estimate of the clean state.
+        grad: Gradient of the guide's loss, where it was wanted.
+        direction: What else the way on is made of, where the stage says so.
+    """
+
+    clean: Floats
+    grad: Floats | None = None
+    direction: Floats | None = None
+
+
+Denoise = Callable[[Question], Answer]
 
 
 @dataclass(frozen=True)
@@ -61,11 +95,16 @@ class LoopPlan:
 
     Attributes:
         sampler: Its name.
-        steps: Rows of every path's table.
+        steps: Steps that were asked for; with `travel` the tables have more rows.
         start: ``noise`` or ``received``.
         start_tensor: Named tensor of a ``received`` start.
         guidance: Weight of the guide, 0 for none.
         guide_tensor: Named tensor that the guide pulls to.
+        guide: What gives the gradient on guided steps, or None.
+        guide_stage: The stage that does.
+        guide_every: Of so many steps one is guided.
+        travel: Length of a stretch in steps and how often each is run.
+        settings: Knobs by the name of the port that they are fed to.
         first_draw: Number of the start's noise, see `NoiseSource`.
         paths: One per image.
     """
@@ -76,12 +115,23 @@ class LoopPlan:
     start_tensor: str | None
     guidance: float
     guide_tensor: str | None
+    guide: str | None
+    guide_stage: str | None
+    guide_every: int
+    travel: tuple[int, int]
+    settings: Mapping[str, float]
     first_draw: int
     paths: tuple[Path, ...]
 
 
 def plan_loop(
-    loop: Loop, schedule: Schedule, choices: Choices, snrs_db: Sequence[float], number: int
+    loop: Loop,
+    schedule: Schedule,
+    choices: Choices,
+    snrs_db: Sequence[float],
+    number: int,
+    *,
+    directed: bool = False,
 ) -> LoopPlan:
     """Decide what a run does.
 
@@ -91,28 +141,43 @@ def plan_loop(
         choices: What the caller asks.
         snrs_db: SNR of each image's symbols after equalisation.
         number: Of the loop in the program, from 0.
+        directed: Whether the loop's stage returns ``direction``, which some samplers need.
 
     Raises:
-        UsageError: ``E_SAMPLER``, ``E_STEPS``, ``E_START`` or ``E_GUIDANCE``.
+        UsageError: ``E_SAMPLER``, ``E_STEPS``, ``E_START``, ``E_GUIDANCE``, ``E_GUIDE``,
+            ``E_TRAVEL`` or ``E_SETTING``.
     """
     default = loop.sampler
     sampler = choices.sampler if choices.sampler is not None else default.name
     steps = choices.steps if choices.steps is not None else default.steps
-    start = _start(loop, choices)
+    start = chosen_start(loop, choices)
     share = choices.start_level if choices.start_level is not None else default.start_level
+    travel = chosen_travel(loop, choices)
     paths = []
     for snr_db in snrs_db:
         level = schedule.last
         if start == "received":
             level = _level(schedule, share, steps, snr_db)
-        paths.append(_path(schedule, sampler, steps, start, level))
+        paths.append(_path(schedule, table_for(schedule, sampler, steps, level, travel), start))
+    if not directed and any(row.d for path in paths for row in path.table.rows):
+        raise UsageError(
+            "E_SAMPLER",
+            f"sampler: got {sampler!r}, expected one whose steps need no direction: this bundle's "
+            "network returns none. Pick another.",
+        )
+    guide = chosen_guide(loop, choices)
     return LoopPlan(
         sampler=sampler,
         steps=steps,
         start=start,
         start_tensor=loop.start,
-        guidance=_guidance(loop, choices),
+        guidance=chosen_guidance(loop, choices, guide),
         guide_tensor=loop.guide,
+        guide=guide,
+        guide_stage=None if guide is None else loop.guides[guide],
+        guide_every=chosen_guide_every(loop, choices),
+        travel=travel,
+        settings=chosen_settings(loop, choices),
         first_draw=number << 32,
         paths=tuple(paths),
     )
@@ -136,74 +201,73 @@ def run_loop(
         denoise: The stage.
         shape: Of the state, images first.
         start: Tensor of a ``received`` start, of this shape.
-        guide: Tensor that the guide pulls to, of this shape.
+        guide: Tensor that the guide pulls to, of this shape; None where the stage has a guide.
         noise: Where noise comes from; image i draws as number ``frame + i``.
         seed: Passed on to `noise`.
         frame: Number of the first image.
     """
-    images = range(shape[0])
     inner = shape[1:]
+
+    def draw(image: int, number: int) -> Floats:
+        return noise.draw(seed, frame + image, plan.first_draw + number, inner)
+
     state = np.empty(shape, np.float32)
-    for image, path in zip(images, plan.paths, strict=True):
-        drawn = noise.draw(seed, frame + image, plan.first_draw, inner) if path.noise else None
+    for image, path in enumerate(plan.paths):
+        drawn = draw(image, 0) if path.noise else None
         begin = None if start is None else start[image]
         state[image] = _mix(begin, path.signal, drawn, path.noise, inner)
-    factor = 0.5 * plan.guidance / math.prod(inner)
-    tables = [path.table.guided(factor) for path in plan.paths]
+    factor = plan.guidance if plan.guide is not None else 0.5 * plan.guidance / math.prod(inner)
+    tables = [path.table.guided(factor, plan.guide_every) for path in plan.paths]
     before: Floats | None = None
-    for step in range(plan.steps):
+    for step in range(len(tables[0].rows)):
         rows = [table.rows[step] for table in tables]
-        clean = denoise(state, np.array([row.t for row in rows], np.float32))
-        after = np.empty_like(state)
-        for image, row in zip(images, rows, strict=True):
-            draw = plan.first_draw + step + 1
-            after[image] = advance(
-                state[image],
-                clean[image],
-                None if before is None else before[image],
-                noise.draw(seed, frame + image, draw, inner) if row.s else None,
-                clean[image] - guide[image] if row.g and guide is not None else None,
-                row,
-            )
-        state, before = after, clean
+        fresh = any(row.s or row.d for row in rows)
+        drawn = np.stack([draw(i, step + 1) for i in range(len(rows))]) if fresh else None
+        asked = rows[0].t is not None
+        question = _question(state, rows, drawn, guided=plan.guide is not None)
+        answer = denoise(question) if asked else None
+        state = _advance(state, rows, answer, before, drawn, guide)
+        before = before if answer is None else answer.clean
     return state
 
 
-def _start(loop: Loop, choices: Choices) -> str:
-    start = choices.start if choices.start is not None else loop.sampler.start
-    if start not in STARTS:
-        raise UsageError(
-            "E_START", f"start: got {start!r}, expected one of {', '.join(STARTS)}. Pick one."
-        )
-    if start == "received" and loop.start is None:
-        raise UsageError(
-            "E_START", "start: got 'received', expected 'noise': this bundle has no other start."
-        )
-    level = choices.start_level
-    if level is not None and start != "received":
-        raise UsageError(
-            "E_START",
-            f"start_level: got {level} with start {start!r}, expected start 'received'. "
-            "Ask for that start, or leave the level out.",
-        )
-    if level is not None and not 0.0 < level <= 1.0:
-        raise UsageError(
-            "E_START", f"start_level: got {level}, expected more than 0 and at most 1. Correct it."
-        )
-    return start
+def _question(
+    state: Floats, rows: Sequence[Row], drawn: Floats | None, *, guided: bool
+) -> Question:
+    return Question(
+        state=state,
+        timestep=np.array([row.t for row in rows], np.float32),
+        alpha_bar=np.array([row.alpha_bar for row in rows], np.float32),
+        alpha_bar_next=np.array([row.alpha_bar_next for row in rows], np.float32),
+        noise=drawn,
+        guided=guided and any(row.g for row in rows),
+    )
 
 
-def _guidance(loop: Loop, choices: Choices) -> float:
-    guidance = choices.guidance if choices.guidance is not None else loop.sampler.guidance
-    if not (math.isfinite(guidance) and guidance >= 0.0):
-        raise UsageError(
-            "E_GUIDANCE", f"guidance: got {guidance}, expected a number from 0 up. Correct it."
+def _advance(
+    state: Floats,
+    rows: Sequence[Row],
+    answer: Answer | None,
+    before: Floats | None,
+    drawn: Floats | None,
+    guide: Floats | None,
+) -> Floats:
+    """The state after one step, each image by its own row."""
+    after = np.empty_like(state)
+    for image, row in enumerate(rows):
+        clean = _item(None if answer is None else answer.clean, image)
+        grad = _item(None if answer is None else answer.grad, image)
+        if grad is None and row.g and guide is not None and clean is not None:
+            grad = clean - guide[image]
+        direction = _item(None if answer is None else answer.direction, image)
+        after[image] = advance(
+            state[image], clean, _item(before, image), _item(drawn, image), grad, direction, row
         )
-    if guidance and loop.guide is None:
-        raise UsageError(
-            "E_GUIDANCE", f"guidance: got {guidance}, expected 0: this bundle has no guide."
-        )
-    return guidance
+    return after
+
+
+def _item(arrays: Floats | None, image: int) -> Floats | None:
+    return None if arrays is None else arrays[image]
 
 
 def _level(schedule: Schedule, share: float | None, steps: int, snr_db: float) -> int:
@@ -213,8 +277,8 @@ def _level(schedule: Schedule, share: float | None, steps: int, snr_db: float) -
     return min(max(schedule.level_of_snr(snr_db), steps - 1), schedule.last)
 
 
-def _path(schedule: Schedule, sampler: str, steps: int, start: str, level: int) -> Path:
-    table = table_for(schedule, sampler, steps, level)
+def _path(schedule: Schedule, table: Table, start: str) -> Path:
+    level = table.first_level if start == "received" else schedule.last
     if start == "noise":
         return Path(level, 0.0, 1.0, table)
     abar = float(schedule.alphas_cumprod[level])

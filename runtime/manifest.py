@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from jscc.runtime.declared import Check, needed_format, read, refuse, shown, write
+from jscc.runtime.declared import Check, added, needed_format, read, refuse, shown, write
 from jscc.runtime.errors import BundleError
 from jscc.runtime.ports import DTYPES, Dim, Port
 from jscc.runtime.trust import is_flat_name, strict_json
@@ -80,20 +80,31 @@ Span = Annotated[tuple[float, float], Check(lambda span: span[0] <= span[1], "[l
 
 
 @dataclass(frozen=True)
+class NetworkSource:
+    """Where the weights of one network among several come from."""
+
+    name: Text
+    sha256: Sha256
+    licence: Text
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the weights come from.
 
     Attributes:
         name: File name of the checkpoint.
-        sha256: Its hash.
+        sha256: Its hash; of several, that of the lines ``ROLE HASH``, sorted.
         licence: Licence of the weights, in the words of their authors.
         overrides: Checks that the exporter was told to pass over.
+        networks: The single checkpoints of a system of several networks, by role.
     """
 
     name: Text
     sha256: Sha256
     licence: Text
     overrides: tuple[Text, ...] = ()
+    networks: Mapping[Name, NetworkSource] = added(2, {})
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,9 @@ class Signal:
         transmitter_csi: Whether the transmitter needs `Csi` too.
         equalisation: What the receiver does with the gain before its graphs.
         power_range: Mean power of received symbols that is decoded at all.
+        rates: How many planes the transmitter may choose to send, the last one all of them; empty
+            where it has no choice. ``planes`` is then a dimension of ports, and ``rate`` [batch]
+            an input of ``encode``: how many planes it is to make.
     """
 
     planes: Annotated[
@@ -133,6 +147,13 @@ class Signal:
     transmitter_csi: bool
     equalisation: Literal["none", "zero_forcing"]
     power_range: Annotated[Span, Check(lambda span: span[0] > 0.0, "powers above 0")]
+    rates: Annotated[
+        tuple[Annotated[int, _within(2, 4096)], ...],
+        Check(
+            lambda rates: list(rates) == sorted({rate for rate in rates if rate % 2 == 0}),
+            "even numbers, ascending",
+        ),
+    ] = added(2, ())
 
 
 @dataclass(frozen=True)
@@ -146,6 +167,7 @@ class ImageContract:
         tile: Edge of a tile; 0 never tiles.
         overlap: What neighbouring tiles share.
         max_pixels: Largest padded image.
+        padding: What is put at the bottom and at the right: ``zeros``, or the image's reflection.
     """
 
     multiple: Annotated[int, _within(1, 1024)]
@@ -154,6 +176,7 @@ class ImageContract:
     tile: Annotated[int, _within(0, 16384)]
     overlap: Annotated[int, _within(0, 8192)]
     max_pixels: Annotated[int, _within(1, 1 << 28)]
+    padding: Literal["zeros", "reflect"] = added(2, "zeros")
 
 
 @dataclass(frozen=True)
@@ -181,7 +204,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class LoopStep:
-    """A step of the program that runs the loop of this name."""
+    """A step of the program that runs the loop or the descent of this name."""
 
     loop: Name
 
@@ -206,6 +229,9 @@ class SamplerSpec:
         start: From noise, or from the received image's own latent.
         start_level: Share of the schedule that is run, in (0, 1]; None follows the SNR.
         guidance: Weight of the guide; 0 for none.
+        guide: Which of the loop's `Loop.guides` gives the gradient; None for none of them.
+        guide_every: Of so many steps one is guided, the first of them.
+        travel: Of so many steps (first) each stretch is run so often (second); (1, 1): once.
     """
 
     name: Name
@@ -213,6 +239,12 @@ class SamplerSpec:
     start: Literal["noise", "received"]
     start_level: Annotated[float, Check(lambda level: 0 < level <= 1, "0 < level <= 1")] | None
     guidance: Annotated[float, _within(0.0, 1e9)]
+    guide: Name | None = added(2, None)
+    guide_every: Annotated[int, _within(1, 10_000)] = added(2, 1)
+    travel: Annotated[
+        tuple[int, int],
+        Check(lambda travel: all(1 <= each <= 1000 for each in travel), "two numbers, 1 to 1000"),
+    ] = added(2, (1, 1))
 
 
 @dataclass(frozen=True)
@@ -225,6 +257,8 @@ class Loop:
         guide: Named tensor that the clean estimate is pulled to, or None.
         schedule: Noise levels.
         sampler: Defaults.
+        settings: Knobs fed to the stages as float32[batch] by name, with their defaults.
+        guides: Guide → the stage that is run instead on guided steps and returns ``grad`` too.
     """
 
     state: Name
@@ -232,6 +266,73 @@ class Loop:
     guide: Name | None
     schedule: ScheduleSpec
     sampler: SamplerSpec
+    settings: Mapping[Name, float] = added(2, {})
+    guides: Mapping[Name, Name] = added(2, {})
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What a descent looks for, one per tile; the stages' ports give its shape.
+
+    Attributes:
+        start: Standard normals, or what the stage `Round.before` returns.
+        sphere: So many last axes make a vector whose length is kept; 0 for none.
+    """
+
+    start: Literal["normal", "stage"]
+    sphere: Annotated[int, _within(0, 7)]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Steps of a descent on one stage, with moments of their own.
+
+    Attributes:
+        gradient: Stage that returns ``loss`` and ``grad_V`` for each variable V that it moves.
+        steps: How many by default.
+        learning_rate: The largest.
+        before: Stage run once before the round; the variables that it returns join the others.
+    """
+
+    gradient: Name
+    steps: Annotated[int, _within(1, 10_000)]
+    learning_rate: Annotated[float, _within(0.0, 1e3)]
+    before: Name | None
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Variables searched for the least loss by Adam, on each tile by itself.
+
+    Attributes:
+        variables: What is searched, by port name.
+        rounds: In order.
+        render: Stage that turns the variables into tiles of its outputs.
+        keep: Which variables of the last round are rendered: of the least loss, or the last.
+        rise: Share of a round in which the learning rate rises from 0.
+        fall: Share of a round, at its end, in which it falls to 0.
+        betas: Decay of Adam's first and second moments.
+        epsilon: Added to the root of the second.
+        settings: Knobs fed to the stages as float32[1] by name, with their defaults.
+    """
+
+    variables: Annotated[Mapping[Name, Variable], Check(bool, "one variable or more")]
+    rounds: Annotated[tuple[Round, ...], Check(bool, "one round or more")]
+    render: Name
+    keep: Literal["best", "last"]
+    rise: Annotated[float, _within(0.0, 1.0)]
+    fall: Annotated[float, _within(0.0, 1.0)]
+    betas: Annotated[
+        tuple[float, float], Check(lambda betas: all(0 <= b < 1 for b in betas), "two in [0, 1)")
+    ]
+    epsilon: Annotated[float, _within(0.0, 1.0)]
+    settings: Mapping[Name, float]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Its stages in the order of their first run."""
+        asked = [name for each in self.rounds for name in (each.before, each.gradient)]
+        return tuple(dict.fromkeys(name for name in (*asked, self.render) if name is not None))
 
 
 @dataclass(frozen=True)
@@ -265,6 +366,7 @@ class Selftest:
         seed: Seed of the noise.
         steps: Steps of the loop, if there is one.
         psnr_floor_db: Least PSNR between the decoded and the expected image.
+        side: Side input → bundle tensor that is given for it; zeros are given for the others.
     """
 
     symbols: Name
@@ -273,6 +375,7 @@ class Selftest:
     seed: Annotated[int, _within(0, (1 << 63) - 1)]
     steps: Annotated[int, _within(0, 10_000)]
     psnr_floor_db: Annotated[float, _within(0.0, 1000.0)]
+    side: Mapping[Name, Name] = added(2, {})
 
 
 @dataclass(frozen=True)
@@ -289,11 +392,13 @@ class Manifest:
         program: What the receiver runs, in order.
         loops: Loops by the name of their stage.
         image_output: Named tensor that is the received image, float32 in [0, 1].
-        side_inputs: Named tensors that the host provides with each image.
+        side_inputs: Named tensors that come with each image beside its symbols: those that
+            ``encode`` returns behind the planes from the transmitter, the others from the host.
         precision: Free text, ``fp32``.
         calibration: Record of the calibration; any JSON.
         parity: Measured difference to torch, by stage and output port.
         quality: Quality card; any JSON.
+        descents: Descents by the name that the program gives them, as in a loop's step.
     """
 
     system: Text
@@ -314,7 +419,21 @@ class Manifest:
     selftest: Selftest | None = None
     quality: Mapping[str, object] | None = None
     files: Mapping[FileName, FileEntry] = field(default_factory=dict)
+    descents: Mapping[Name, Descent] = added(2, {})
     format: int = 1
+
+    def stages_of(self, step: "str | LoopStep") -> tuple[str, ...]:
+        """The stages that one step of the program runs, in order."""
+        name = step.loop if isinstance(step, LoopStep) else step
+        if isinstance(step, LoopStep) and name in self.descents:
+            return self.descents[name].stages
+        loop = self.loops.get(name) if isinstance(step, LoopStep) else None
+        return (name,) if loop is None else (name, *loop.guides.values())
+
+    @property
+    def receiver_stages(self) -> tuple[str, ...]:
+        """All stages that the program runs, in order."""
+        return tuple(name for step in self.program for name in self.stages_of(step))
 
 
 def parse_manifest(data: bytes) -> Manifest:

@@ -16,6 +16,7 @@ from jscc.runtime.errors import DataError
 Array = npt.NDArray[np.generic]
 Dim = int | str
 
+RATE, PLANES = "rate", "planes"
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 
 
@@ -65,6 +66,8 @@ def describe(array: object) -> str:
 def check_ports(stage: str, ports: Iterable[Port], arrays: Mapping[str, Array]) -> dict[str, int]:
     """Hold `arrays` to `ports` and return the sizes that their symbols take.
 
+    The value of a port ``rate`` is the size of the symbol ``planes``.
+
     Raises:
         DataError: ``E_PORT``, an array is missing, or its dtype or shape breaks the contract.
     """
@@ -78,6 +81,8 @@ def check_ports(stage: str, ports: Iterable[Port], arrays: Mapping[str, Array]) 
             raise DataError(
                 "E_PORT", f"{where}: got {describe(array)}, expected {port}. Check the caller."
             )
+        if port.name == RATE and array.size:
+            sizes.setdefault(PLANES, int(array.flat[0]))
     return sizes
 
 

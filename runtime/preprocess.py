@@ -1,6 +1,6 @@
 """Preprocess: images of any size to and from the padded grid that a system works on.
 
-    image ─ enlarge (bicubic) ─ pad with zeros, bottom and right ─▶ grid
+    image ─ enlarge (bicubic) ─ pad (zeros or reflection), bottom and right ─▶ grid
     grid ─ crop ─ shrink (Lanczos) ─▶ image
 
 The receiver needs nothing but the sent image's height and width to do the second line.
@@ -30,11 +30,13 @@ class Geometry:
         image: As given.
         resized: After enlarging.
         padded: After padding: what is transmitted.
+        padding: ``zeros`` or ``reflect``.
     """
 
     image: Size
     resized: Size
     padded: Size
+    padding: str = "zeros"
 
 
 def geometry_of(size: Size, contract: ImageContract, max_pixels: int) -> Geometry:
@@ -55,7 +57,7 @@ def geometry_of(size: Size, contract: ImageContract, max_pixels: int) -> Geometr
     padded = (-(-resized[0] // multiple) * multiple, -(-resized[1] // multiple) * multiple)
     if max(height * width, padded[0] * padded[1]) > max_pixels:
         raise _refuse_size(size, f"at most {max_pixels} pixels, here {padded[0]}x{padded[1]}")
-    return Geometry((height, width), resized, padded)
+    return Geometry((height, width), resized, padded, contract.padding)
 
 
 def check_image(image: Pixels) -> Size:
@@ -78,8 +80,14 @@ def enlarge(image: Pixels, geometry: Geometry) -> Pixels:
 
 
 def pad(image: Pixels, geometry: Geometry) -> Pixels:
-    """Pad `image` with zeros at the bottom and at the right to ``geometry.padded``."""
+    """Pad `image` at the bottom and at the right to ``geometry.padded``.
+
+    Where the padding is wider than the image, its reflection is reflected again.
+    """
     rows, columns = geometry.padded
+    if geometry.padding == "reflect":
+        below, beside = rows - image.shape[0], columns - image.shape[1]
+        return np.pad(image, ((0, below), (0, beside), (0, 0)), mode="reflect")
     padded = np.zeros((rows, columns, 3), np.uint8)
     padded[: image.shape[0], : image.shape[1]] = image
     return padded

@@ -1,7 +1,8 @@
 """Program: the stages of a bundle run in order over named tensors. Knows no system.
 
 Each stage reads its input ports from the named tensors and writes its output ports back; a loop
-does so once per step with its state and ``timestep`` added, and leaves its state behind.
+does so once per step with its state, its knobs and what the step is about added, and leaves its
+state behind. A descent leaves what it renders.
 """
 
 import time
@@ -13,16 +14,18 @@ import numpy.typing as npt
 
 from jscc.runtime.backends.base import Backend, Session
 from jscc.runtime.bundle import Bundle
+from jscc.runtime.descent import DescentPlan, Scene, run_descent
 from jscc.runtime.errors import UsageError
-from jscc.runtime.loop import LoopPlan, run_loop
-from jscc.runtime.manifest import LoopStep, StageEntry
+from jscc.runtime.fixed import FixedSession, open_entry
+from jscc.runtime.loop import Answer, LoopPlan, Question, run_loop
+from jscc.runtime.manifest import Descent, LoopStep, Manifest, StageEntry
 from jscc.runtime.noise import NoiseSource
 from jscc.runtime.ports import Array, Port, resolve
 from jscc.runtime.tiling import Tiling, run_tiled
 
 Supply = Callable[[str, Mapping[str, Array]], Array | None]
 
-TIMESTEP = "timestep"
+STEP_INPUTS = ("timestep", "alpha_bar", "alpha_bar_next", "noise")  # of a loop's stage
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Trace:
     """What one run did; belongs to one call."""
 
     tiles: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, tuple[float, ...]] = field(default_factory=dict)
     times_ms: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, begun: float) -> None:
@@ -68,6 +72,7 @@ class Run:
         sizes: ``batch``, and ``height`` and ``width`` of the padded image.
         tiling: Of that image.
         plans: What each loop does, by stage.
+        descents: What each descent does, by name.
         noise: Where the loops' noise comes from.
         seed: Passed on to `noise`.
         frame: Number of the first image.
@@ -77,6 +82,7 @@ class Run:
     sizes: Mapping[str, int]
     tiling: Tiling
     plans: Mapping[str, LoopPlan]
+    descents: Mapping[str, DescentPlan]
     noise: NoiseSource
     seed: int
     frame: int
@@ -90,6 +96,7 @@ class Program:
     steps: tuple[str | LoopStep, ...]
     stages: Mapping[str, Stage]
     states: Mapping[str, str]
+    descents: Mapping[str, Descent]
     constants: Mapping[str, Array]
 
     @property
@@ -108,36 +115,40 @@ class Program:
         tensors: dict[str, Array] = {**self.constants, **given}
         for step in self.steps:
             name = step.loop if isinstance(step, LoopStep) else step
-            stage = self.stages[name]
-            own = {TIMESTEP, self.states[name]} if isinstance(step, LoopStep) else set()
-            ports = [port for port in stage.entry.inputs if port.name not in own]
-            arrays = {port.name: _feed(port, tensors, run) for port in ports}
+            if name in self.descents:
+                tensors.update(self._descend(name, tensors, run, trace))
+                continue
             if isinstance(step, LoopStep):
-                tensors[self.states[name]] = self._loop(stage, arrays, tensors, run, trace)
-            else:
-                tensors.update(stage.run(arrays, run.tiling, trace))
+                tensors[self.states[name]] = self._loop(name, tensors, run, trace)
+                continue
+            stage = self.stages[name]
+            arrays = {port.name: _feed(port, tensors, run) for port in stage.entry.inputs}
+            tensors.update(stage.run(arrays, run.tiling, trace))
         return tensors
 
-    def _loop(
-        self,
-        stage: Stage,
-        arrays: Mapping[str, Array],
-        tensors: Mapping[str, Array],
-        run: Run,
-        trace: Trace,
-    ) -> Array:
-        state = self.states[stage.name]
-        ports = {port.name: port for port in stage.entry.inputs}
-        clean = stage.entry.outputs[0].name
-        plan = run.plans[stage.name]
+    def _loop(self, name: str, tensors: dict[str, Array], run: Run, trace: Trace) -> Array:
+        """Run a loop and return its last state."""
+        state, plan = self.states[name], run.plans[name]
+        plain = self.stages[name]
+        guided = plain if plan.guide_stage is None else self.stages[plan.guide_stage]
+        ports = {port.name: port for stage in (guided, plain) for port in stage.entry.inputs}
+        own = {state, *STEP_INPUTS, *plan.settings}
+        given = {
+            port.name: _feed(port, tensors, run) for port in ports.values() if port.name not in own
+        }
+        for setting, value in plan.settings.items():
+            given[setting] = np.full(run.sizes["batch"], value, np.float32)
 
-        def denoise(
-            latent: npt.NDArray[np.float32], levels: npt.NDArray[np.float32]
-        ) -> npt.NDArray[np.float32]:
-            fed: dict[str, Array] = {**arrays, state: latent}
-            if TIMESTEP in ports:
-                fed[TIMESTEP] = levels.astype(ports[TIMESTEP].dtype)
-            return stage.run(fed, run.tiling, trace)[clean].astype(np.float32, copy=False)
+        def denoise(question: Question) -> Answer:
+            stage = guided if question.guided else plain
+            told = {state: question.state, **_step_inputs(question)}
+            fed = {
+                port.name: told[port.name].astype(port.dtype, copy=False)
+                if port.name in told
+                else given[port.name]
+                for port in stage.entry.inputs
+            }
+            return _answer(stage, stage.run(fed, run.tiling, trace))
 
         return run_loop(
             plan,
@@ -150,6 +161,24 @@ class Program:
             frame=run.frame,
         )
 
+    def _descend(
+        self, name: str, tensors: dict[str, Array], run: Run, trace: Trace
+    ) -> dict[str, Array]:
+        """Run a descent and return what it renders."""
+        descent = self.descents[name]
+        entries = {stage: self.stages[stage].entry for stage in descent.stages}
+        ports = [port for entry in entries.values() for port in entry.inputs]
+        own = {*descent.variables, *descent.settings}
+        arrays = {port.name: _feed(port, tensors, run) for port in ports if port.name not in own}
+        scene = Scene(arrays, run.tiling, run.sizes["batch"], run.noise, run.seed, run.frame)
+
+        def ask(stage: str, fed: Mapping[str, Array]) -> dict[str, Array]:
+            return self.stages[stage].run(fed, run.tiling, trace)
+
+        plan = run.descents[name]
+        rendered, trace.losses[name] = run_descent(descent, plan, entries, ask, scene)
+        return rendered
+
 
 def load_stages(bundle: Bundle, names: Iterable[str], backend: Backend) -> dict[str, Stage]:
     """Load the stages called `names`.
@@ -159,22 +188,44 @@ def load_stages(bundle: Bundle, names: Iterable[str], backend: Backend) -> dict[
         UnavailableError: ``E_EP_MISSING``, ``E_MEMORY``.
     """
     stages = {}
+    symbols = _symbols(bundle.manifest)
     for name in names:
         entry = bundle.manifest.stages[name]
         session = backend.load(name, entry, bundle.graph(name), bundle.external(name))
-        stages[name] = Stage(name, entry, session)
+        opened, sizes = open_entry(entry, symbols.get(name, {}))
+        if sizes:
+            session = FixedSession(session, opened.inputs, opened.outputs, sizes)
+        stages[name] = Stage(name, opened, session)
     return stages
+
+
+def _symbols(manifest: Manifest) -> dict[str, dict[str, Port]]:
+    """For each guide's stage, whose graph may be for one size, the ports of its tensors elsewhere.
+
+    A gradient is like the state.
+    """
+    guides = {guide for loop in manifest.loops.values() for guide in loop.guides.values()}
+    known = {
+        port.name: port
+        for name, stage in manifest.stages.items()
+        if name not in guides
+        for port in (*stage.inputs, *stage.outputs)
+    }
+    return {
+        guide: {**known, "grad": known[loop.state]}
+        for loop in manifest.loops.values()
+        for guide in loop.guides.values()
+    }
 
 
 def load_program(bundle: Bundle, backend: Backend) -> Program:
     """Load what the receiver runs; see `load_stages`."""
     manifest = bundle.manifest
-    names = [step.loop if isinstance(step, LoopStep) else step for step in manifest.program]
-    stages = load_stages(bundle, names, backend)
+    stages = load_stages(bundle, manifest.receiver_stages, backend)
     read = {port.name for stage in stages.values() for port in stage.entry.inputs}
     constants = {name: bundle.tensor(name) for name in manifest.tensors if name in read}
     states = {name: loop.state for name, loop in manifest.loops.items()}
-    return Program(manifest.program, stages, states, constants)
+    return Program(manifest.program, stages, states, manifest.descents, constants)
 
 
 def _feed(port: Port, tensors: dict[str, Array], run: Run) -> Array:
@@ -193,6 +244,20 @@ def _feed(port: Port, tensors: dict[str, Array], run: Run) -> Array:
         array = np.repeat(array, batch, axis=0)
     tensors[port.name] = array
     return array
+
+
+def _step_inputs(question: Question) -> dict[str, Array]:
+    """What a stage may ask of a step, by port name; the noise is zero where none is drawn."""
+    noise = np.zeros_like(question.state) if question.noise is None else question.noise
+    arrays = (question.timestep, question.alpha_bar, question.alpha_bar_next, noise)
+    return dict(zip(STEP_INPUTS, arrays, strict=True))
+
+
+def _answer(stage: Stage, results: Mapping[str, Array]) -> Answer:
+    """What a loop's stage returned: its first output, and others by their names."""
+    floats = {name: array.astype(np.float32, copy=False) for name, array in results.items()}
+    clean = floats[stage.entry.outputs[0].name]
+    return Answer(clean, floats.get("grad"), floats.get("direction"))
 
 
 def _named(tensors: Mapping[str, Array], name: str | None) -> npt.NDArray[np.float32] | None:

@@ -19,15 +19,15 @@ from jscc.runtime.admission import check_dtype
 from jscc.runtime.backends.base import Backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
+from jscc.runtime.choices import Choices
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import ImageError, JsccError, UnavailableError
 from jscc.runtime.job import Job, Request, Rules
-from jscc.runtime.loop import Choices
 from jscc.runtime.noise import NoiseSource, PhiloxNoise
 from jscc.runtime.ports import Array
 from jscc.runtime.preprocess import from_network, restore
 from jscc.runtime.program import Run, Trace, load_program
-from jscc.runtime.record import LoopRecord, Record
+from jscc.runtime.record import DescentRecord, LoopRecord, Record
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.selftest import empty_sides, failure_of
 from jscc.runtime.tiling import tile_image
@@ -115,6 +115,10 @@ class Receiver:
         start: str | None = None,
         start_level: float | None = None,
         guidance: float | None = None,
+        guide: str | None = None,
+        guide_every: int | None = None,
+        travel: tuple[int, int] | None = None,
+        settings: Mapping[str, float] | None = None,
         size: tuple[int, int] | None = None,
         side: Mapping[str, Array] | None = None,
         erased: Mask | None = None,
@@ -128,12 +132,18 @@ class Receiver:
             seed: Of the sampler's noise, 0 to 2**64 - 1.
             frame: Number of the image, 0 to 2**64 - 1; other numbers, other noise.
             sampler: Instead of the bundle's.
-            steps: Instead of the bundle's.
+            steps: Instead of the bundle's; of a descent, those of all rounds together.
             start: ``noise`` or ``received``, instead of the bundle's.
             start_level: Share of the schedule that a ``received`` start runs, in (0, 1].
             guidance: Weight of the guide, instead of the bundle's.
+            guide: One of the bundle's guides, or ``none``.
+            guide_every: Of so many steps one is guided, instead of the bundle's.
+            travel: Length of a stretch in steps and how often each is run ("time travel"),
+                instead of the bundle's.
+            settings: Values of the bundle's knobs by name, instead of its own.
             size: (height, width) of the image that was sent; by default the whole padded grid.
-            side: The bundle's side inputs by name.
+            side: The bundle's side inputs by name: what `Transmitter.send_with_side` returned, and
+                the host's own.
             erased: True where a symbol never arrived, shaped like `symbols`.
 
         Returns:
@@ -143,8 +153,8 @@ class Receiver:
             SymbolsError: ``E_SYM_DTYPE``, ``E_SYM_COUNT``, ``E_SYM_NONFINITE``, ``E_SYM_POWER``.
             CsiError: ``E_CSI``, ``E_CSI_RANGE``.
             ImageError: ``E_IMG_SIZE``; ``E_DECODE_NONFINITE``, the networks return no image.
-            UsageError: ``E_SAMPLER``, ``E_STEPS``, ``E_START``, ``E_GUIDANCE``, ``E_SEED``,
-                ``E_SIDE``, ``E_NO_LOOP``.
+            UsageError: ``E_SAMPLER``, ``E_STEPS``, ``E_START``, ``E_GUIDANCE``, ``E_GUIDE``,
+                ``E_TRAVEL``, ``E_SETTING``, ``E_SEED``, ``E_SIDE``, ``E_NO_LOOP``.
             UnavailableError: ``E_MEMORY``, ``E_RUN``.
         """
         check_dtype(symbols, "symbols")
@@ -158,6 +168,10 @@ class Receiver:
             start=start,
             start_level=start_level,
             guidance=guidance,
+            guide=guide,
+            guide_every=guide_every,
+            travel=travel,
+            settings=settings,
             size=size,
             side=side,
             erased=None if erased is None else erased[None],
@@ -176,6 +190,10 @@ class Receiver:
         start: str | None = None,
         start_level: float | None = None,
         guidance: float | None = None,
+        guide: str | None = None,
+        guide_every: int | None = None,
+        travel: tuple[int, int] | None = None,
+        settings: Mapping[str, float] | None = None,
         size: tuple[int, int] | None = None,
         side: Mapping[str, Array] | None = None,
         erased: Mask | None = None,
@@ -189,7 +207,17 @@ class Receiver:
             uint8[batch, height, width, 3] and one record each.
         """
         begun = time.perf_counter()
-        choices = Choices(sampler, steps, start, start_level, guidance)
+        choices = Choices(
+            sampler,
+            steps,
+            start,
+            start_level,
+            guidance,
+            guide,
+            guide_every,
+            travel,
+            {} if settings is None else settings,
+        )
         request = Request(
             symbols, csis, seed, frame, choices, size, {} if side is None else side, erased
         )
@@ -228,9 +256,15 @@ class Receiver:
             **job.side,
         }
         run = Run(
-            sizes={"batch": len(admitted), "height": height, "width": width},
+            sizes={
+                "batch": len(admitted),
+                "height": height,
+                "width": width,
+                "planes": job.planes,
+            },
             tiling=tiling,
             plans=job.plans,
+            descents=job.descents,
             noise=self._noise,
             seed=job.seed,
             frame=job.frame,
@@ -279,9 +313,23 @@ class Receiver:
         manifest, image = self._manifest, job.admitted[index]
         loops = {
             name: LoopRecord(
-                plan.sampler, plan.steps, plan.start, plan.paths[index].level, plan.guidance
+                plan.sampler,
+                plan.paths[index].table.evaluations,
+                plan.start,
+                plan.paths[index].level,
+                plan.guidance,
+                plan.guide,
+                plan.guide_every,
+                plan.travel,
+                plan.settings,
             )
             for name, plan in job.plans.items()
+        }
+        descents = {
+            name: DescentRecord(
+                plan.steps, plan.learning_rates, plan.settings, trace.losses[name][index]
+            )
+            for name, plan in job.descents.items()
         }
         return Record(
             bundle=self._bundle_sha256,
@@ -304,6 +352,8 @@ class Receiver:
             fallbacks=(*self._fallbacks, *notes),
             tiles=dict(trace.tiles),
             times_ms=dict(trace.times_ms),
+            descents=descents,
+            rate=job.planes if manifest.signal.rates else None,
         )
 
     def _selftest_failure(self, bundle: Bundle) -> JsccError | None:
@@ -313,16 +363,18 @@ class Receiver:
             return None
         symbols, expected = bundle.tensor(test.symbols), bundle.tensor(test.image)
         stride = manifest.signal.stride
-        grid = (stride * symbols.shape[1], stride * symbols.shape[2])
+        size = (stride * symbols.shape[1], stride * symbols.shape[2])
+        side = empty_sides(manifest, size, planes=2 * symbols.shape[0])
+        side |= {name: bundle.tensor(tensor) for name, tensor in test.side.items()}
 
         def receive() -> Pixels:
             return self.receive(
                 symbols,
                 Csi(test.csi.snr_db, complex(*test.csi.gain)),
                 seed=test.seed,
-                steps=test.steps if manifest.loops else None,
+                steps=test.steps if manifest.loops or manifest.descents else None,
                 size=(expected.shape[0], expected.shape[1]),
-                side=empty_sides(manifest, grid),
+                side=side,
             )[0]
 
         providers = ", ".join(sorted(set(self._program.providers.values())))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,10 @@ class LoopRecord:
         start: ``noise`` or ``received``.
         level: Noise level that it began at.
         guidance: Weight of the guide.
+        guide: What gave the gradient on guided steps; None where nothing did.
+        guide_every: Of so many steps one was guided.
+        travel: Length of a stretch in steps and how often each was run.
+        settings: Knobs, by name.
     """
 
     sampler: str
@@ -22,6 +26,32 @@ class LoopRecord:
     start: str
     level: int
     guidance: float
+    guide: str | None = None
+    guide_every: int = 1
+    travel: tuple[int, int] = (1, 1)
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DescentRecord:
+    """What a descent of the program did for this image.
+
+    Attributes:
+        rounds: Steps of each round, on every tile.
+        learning_rates: The largest of each round.
+        settings: Knobs, by name.
+        loss: The least of the last round, the mean over the tiles.
+    """
+
+    rounds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    settings: Mapping[str, float]
+    loss: float
+
+    @property
+    def steps(self) -> int:
+        """Gradients computed for one tile."""
+        return sum(self.rounds)
 
 
 @dataclass(frozen=True)
@@ -50,6 +80,8 @@ class Record:
         fallbacks: What was asked for and not done, and why; empty when all is as asked.
         tiles: Tiles per run of each stage.
         times_ms: Wall time by stage, ``total`` for everything.
+        descents: What each descent did, by name.
+        rate: Planes that the transmitter chose to send; None where it has no choice.
     """
 
     bundle: str
@@ -72,11 +104,14 @@ class Record:
     fallbacks: tuple[str, ...]
     tiles: Mapping[str, int]
     times_ms: Mapping[str, float]
+    descents: Mapping[str, DescentRecord] = field(default_factory=dict)
+    rate: int | None = None
 
     @property
     def steps(self) -> int:
-        """Evaluations of the loops' networks, all in all."""
-        return sum(loop.steps for loop in self.loops.values())
+        """Evaluations of the loops' networks and, for each tile, of the descents' gradients."""
+        looped = sum(loop.steps for loop in self.loops.values())
+        return looped + sum(descent.steps for descent in self.descents.values())
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""

@@ -53,14 +53,18 @@ def psnr_db(image: Pixels, expected: Pixels) -> float:
     return math.inf if error == 0.0 else 10.0 * math.log10(255.0**2 / error)
 
 
-def empty_sides(manifest: Manifest, size: tuple[int, int]) -> dict[str, Array]:
-    """Zeros for the side inputs: what the self-test gives in their place.
+def empty_sides(
+    manifest: Manifest, size: tuple[int, int], *, planes: int | None = None
+) -> dict[str, Array]:
+    """Zeros for the side inputs: what the self-test gives where nothing is known.
 
     Args:
         manifest: Of the bundle.
         size: (height, width) of the padded image.
+        planes: Planes that the image is sent as; by default all.
     """
-    sizes = {"batch": 1, "height": size[0], "width": size[1]}
+    sent = manifest.signal.planes if planes is None else planes
+    sizes = {"batch": 1, "height": size[0], "width": size[1], "planes": sent}
     ports = (port for stage in manifest.stages.values() for port in stage.inputs)
     return {
         port.name: np.zeros(resolve(port, sizes), port.dtype)

@@ -8,6 +8,7 @@ and one annotation for each image, and our own extension ``jscc`` in the annotat
     jscc:planes  jscc:rows  jscc:columns   grid; planes/2 x rows x columns symbols, in this order
     jscc:snr_db  jscc:gain            radio channel: dB, and [real, imaginary]
     jscc:bundle                       sha256 of the bundle
+    jscc:side                         what else the receiver is given: name → list of numbers
 
 Other recorders' files are read too: each capture segment is then one image of unknown grid.
 
@@ -29,6 +30,7 @@ import numpy.typing as npt
 from jscc.runtime.errors import SymbolsError
 from jscc.runtime.frame import Frame, Symbols
 from jscc.runtime.place import Json, Place
+from jscc.runtime.side_fields import side_from_json, side_to_json
 
 META_SUFFIX = ".sigmf-meta"
 DATA_SUFFIX = ".sigmf-data"
@@ -130,6 +132,8 @@ def _annotation(frame: Frame, start: int) -> dict[str, Json]:
         fields["jscc:gain"] = [frame.gain.real, frame.gain.imag]
     if frame.bundle is not None:
         fields["jscc:bundle"] = frame.bundle
+    if frame.side:
+        fields["jscc:side"] = side_to_json(frame.side)
     return fields
 
 
@@ -146,8 +150,8 @@ def parse(name: str, document: Json) -> Meta:
             ``E_SIGMF_CHANNELS``, not one channel; ``E_SIGMF_PATH``, samples outside the folder;
             ``E_SIGMF_LAYOUT``, bytes that are no samples, or an offset; ``E_SIGMF_EMPTY``, no
             samples at all; ``E_SIGMF_EXTENSION``, an extension we must know and do not;
-            ``E_SIGMF_FRAMES``, frames that overlap or too many; ``E_SYM_COUNT``, a grid that does
-            not hold the number of samples.
+            ``E_SIGMF_FRAMES``, frames that overlap or too many; ``E_SIDE_SIZE``, too many side
+            values; ``E_SYM_COUNT``, a grid that does not hold the number of samples.
     """
     root = Place(name, document)
     header = root.child("global")
@@ -294,6 +298,7 @@ def _described(item: Place) -> Segment:
         snr_db=item.number("jscc:snr_db"),
         gain=_gain(item),
         bundle=item.text("jscc:bundle"),
+        side=_side(item),
     )
     return Segment(start, count, _grid(item, count), frame)
 
@@ -340,6 +345,11 @@ def _pair(item: Place, first: str, second: str) -> tuple[int, int] | None:
     if item.get(first) is None and item.get(second) is None:
         return None
     return item.integer(first, least=1), item.integer(second, least=1)
+
+
+def _side(item: Place) -> dict[str, npt.NDArray[np.float32]]:
+    value = item.get("jscc:side")
+    return {} if value is None else side_from_json(item.at("jscc:side", value))
 
 
 def _gain(item: Place) -> complex | None:

@@ -38,6 +38,9 @@ INSTALL = {
     "rich": "pip install 'jscc-edge[export]'",
     "yaml": "pip install 'jscc-edge[export]'",
     "ftfy": "pip install 'jscc-edge[export]'",
+    "matplotlib": "pip install 'jscc-edge[bench]'",
+    "av": "pip install 'jscc-edge[digital]'",
+    "sionna": "pip install 'jscc-edge[digital]'",
 }
 
 Main = Callable[[Sequence[str]], int]

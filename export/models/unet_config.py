@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from jscc.export.models.params import counts, flag, integer, integers, number, positive
+
 # Change neither shapes nor values at inference.
 IGNORED: Final = frozenset(
     {
@@ -90,26 +92,26 @@ class UnetConfig:
             ValueError: A value is missing, unknown or unsupported.
         """
         _check_keys(params, where, TRUNK | {"out_channels"})
-        return cls._read(params, where, _integer(params, "out_channels", where))
+        return cls._read(params, where, integer(params, "out_channels", where))
 
     @classmethod
     def _read(cls, params: Mapping[str, Any], where: str, out_channels: int) -> Self:
-        width = _integer(params, "model_channels", where)
-        mults = _integers(params, "channel_mult", where, default=(1, 2, 4, 8))
-        counts = _counts(params, where, len(mults))
-        resolutions = _integers(params, "attention_resolutions", where)
+        width = integer(params, "model_channels", where)
+        mults = integers(params, "channel_mult", where, default=(1, 2, 4, 8))
+        blocks = counts(params, where, len(mults))
+        resolutions = integers(params, "attention_resolutions", where)
         head_channels, head_count = _heads(params, where)
         config = cls(
-            in_channels=_integer(params, "in_channels", where),
+            in_channels=integer(params, "in_channels", where),
             out_channels=out_channels,
             model_channels=width,
-            levels=tuple((width * mult, n) for mult, n in zip(mults, counts, strict=True)),
+            levels=tuple((width * mult, n) for mult, n in zip(mults, blocks, strict=True)),
             attention=tuple(2**level in resolutions for level in range(len(mults))),
             head_channels=head_channels,
             head_count=head_count,
-            context_dim=_integer(params, "context_dim", where),
-            transformer_depth=_integer(params, "transformer_depth", where, default=1),
-            linear_in_transformer=_flag(params, "use_linear_in_transformer", where),
+            context_dim=integer(params, "context_dim", where),
+            transformer_depth=integer(params, "transformer_depth", where, default=1),
+            linear_in_transformer=flag(params, "use_linear_in_transformer", where),
         )
         config._check_widths(where)
         return config
@@ -172,13 +174,13 @@ class ControlConfig:
         own = {"hint_channels", "use_snr", "snr_scale", "min_snr"}
         # DiffBIR's file repeats out_channels here, where it means nothing.
         _check_keys(params, where, TRUNK | own | {"out_channels"})
-        use_snr = _flag(params, "use_snr", where)
+        use_snr = flag(params, "use_snr", where)
         return cls(
-            trunk=UnetConfig._read(params, where, _integer(params, "in_channels", where)),
-            hint_channels=_integer(params, "hint_channels", where),
+            trunk=UnetConfig._read(params, where, integer(params, "in_channels", where)),
+            hint_channels=integer(params, "hint_channels", where),
             use_snr=use_snr,
-            snr_scale=_number(params, "snr_scale", where) if use_snr else 0.0,
-            min_snr=_number(params, "min_snr", where) if use_snr else 0.0,
+            snr_scale=number(params, "snr_scale", where) if use_snr else 0.0,
+            min_snr=number(params, "min_snr", where) if use_snr else 0.0,
         )
 
 
@@ -197,53 +199,6 @@ def _check_keys(params: Mapping[str, Any], where: str, known: frozenset[str]) ->
             )
 
 
-def _required(params: Mapping[str, Any], key: str, where: str) -> Any:
-    if key not in params:
-        raise ValueError(
-            f"{where}.{key}: got nothing, expected a value. Take the config.yaml that came "
-            "with the checkpoint."
-        )
-    return params[key]
-
-
-def _positive(value: Any, place: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{place}: got {value!r}, expected a positive integer. Correct the file.")
-    return value
-
-
-def _integer(params: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
-    if default is not None and key not in params:
-        return default
-    return _positive(_required(params, key, where), f"{where}.{key}")
-
-
-def _integers(
-    params: Mapping[str, Any], key: str, where: str, default: tuple[int, ...] | None = None
-) -> tuple[int, ...]:
-    if default is not None and key not in params:
-        return default
-    value = _required(params, key, where)
-    if not isinstance(value, list | tuple):
-        raise ValueError(
-            f"{where}.{key}: got {value!r}, expected a list of integers. Correct the file."
-        )
-    return tuple(_positive(item, f"{where}.{key}") for item in value)
-
-
-def _counts(params: Mapping[str, Any], where: str, levels: int) -> tuple[int, ...]:
-    """Residual blocks per level: one number for all or a list."""
-    if not isinstance(params.get("num_res_blocks"), list | tuple):
-        return (_integer(params, "num_res_blocks", where),) * levels
-    counts = _integers(params, "num_res_blocks", where)
-    if len(counts) != levels:
-        raise ValueError(
-            f"{where}.num_res_blocks: got {len(counts)} numbers, expected {levels}, one per entry "
-            "of channel_mult. Correct the file."
-        )
-    return counts
-
-
 def _heads(params: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
     """(width of a head, number of heads); one of them is None."""
     channels, count = params.get("num_head_channels", -1), params.get("num_heads", -1)
@@ -253,19 +208,5 @@ def _heads(params: Mapping[str, Any], where: str) -> tuple[int | None, int | Non
             "exactly one of them other than -1. Take the config.yaml of the checkpoint."
         )
     if channels != -1:
-        return _positive(channels, f"{where}.num_head_channels"), None
-    return None, _positive(count, f"{where}.num_heads")
-
-
-def _flag(params: Mapping[str, Any], key: str, where: str) -> bool:
-    value = params.get(key, False)
-    if not isinstance(value, bool):
-        raise ValueError(f"{where}.{key}: got {value!r}, expected true or false. Correct the file.")
-    return value
-
-
-def _number(params: Mapping[str, Any], key: str, where: str) -> float:
-    value = _required(params, key, where)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where}.{key}: got {value!r}, expected a number. Correct the file.")
-    return float(value)
+        return positive(channels, f"{where}.num_head_channels"), None
+    return None, positive(count, f"{where}.num_heads")

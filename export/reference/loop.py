@@ -8,12 +8,12 @@ import math
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from jscc.export.reference.optimizer import build_optimizers
+from jscc.export.reference.optimizer import BETAS, build_optimizers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,9 +49,28 @@ class Stage(Protocol):
         """Returns figures of `model` on held-out pictures."""
 
 
+@runtime_checkable
+class Adversarial(Protocol):
+    """A stage whose model is trained against a critic.
+
+    Its `loss` may also return `critic`, the one that the critic descends, which must not depend on
+    the model's weights, as `loss` must not on the critic's. Either of the two may be absent: then
+    that network rests.
+    """
+
+    @property
+    def critic(self) -> nn.Module:
+        """What judges the model; it is not averaged."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast; exactly one of `minutes` and `steps` ends the stage."""
+    """How long and how fast; exactly one of `minutes` and `steps` ends the stage.
+
+    Attributes:
+        betas: AdamW's decay rates.
+        critic_lr: Learning rate of an adversarial stage's critic; None takes `lr`.
+    """
 
     lr: float
     weight_decay: float = 0.0
@@ -63,26 +82,49 @@ class Plan:
     save_every_s: float = 120.0
     evaluate_every_s: float = 600.0
     log_every: int = 50
+    betas: tuple[float, float] = BETAS
+    critic_lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network, the term it descends, and what moves it."""
+
+    term: str
+    network: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    lr: float
 
 
 @dataclass
 class State:
     """Everything that a later process needs to go on as if nothing had happened."""
 
-    model: nn.Module
+    learners: list[Learner]
     ema: nn.Module
-    optimizers: list[torch.optim.Optimizer]
     generator: torch.Generator
     step: int = 0
     elapsed_s: float = 0.0
 
+    @property
+    def model(self) -> nn.Module:
+        """What the stage trains."""
+        return self.learners[0].network
+
     def dump(self) -> dict[str, Any]:
         """Everything that a resumed run needs to equal an uninterrupted one."""
-        return {
+        critics = {
+            learner.term: {
+                "model": learner.network.state_dict(),
+                "optimizers": [o.state_dict() for o in learner.optimizers],
+            }
+            for learner in self.learners[1:]
+        }
+        return critics | {
             "format": FORMAT,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "optimizers": [o.state_dict() for o in self.learners[0].optimizers],
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "step": self.step,
@@ -91,10 +133,12 @@ class State:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what `dump` returned."""
-        self.model.load_state_dict(saved["model"])
+        for learner in self.learners:
+            mine = saved if learner is self.learners[0] else saved[learner.term]
+            learner.network.load_state_dict(mine["model"])
+            for optimizer, state in zip(learner.optimizers, mine["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
         self.ema.load_state_dict(saved["ema"])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["torch_rng"])
         self.step = saved["step"]
@@ -147,12 +191,23 @@ def run(
 
 def _begin(stage: Stage, plan: Plan) -> State:
     model = stage.model
+    optimizers = build_optimizers(
+        model,
+        matrices=stage.matrices,
+        lr=plan.lr,
+        weight_decay=plan.weight_decay,
+        betas=plan.betas,
+    )
+    learners = [Learner("loss", model, optimizers, plan.lr)]
+    if isinstance(stage, Adversarial):
+        lr = plan.lr if plan.critic_lr is None else plan.critic_lr
+        optimizers = build_optimizers(
+            stage.critic, matrices=set(), lr=lr, weight_decay=0.0, betas=plan.betas
+        )
+        learners.append(Learner("critic", stage.critic, optimizers, lr))
     return State(
-        model=model,
+        learners=learners,
         ema=copy.deepcopy(model).requires_grad_(requires_grad=False).eval(),
-        optimizers=build_optimizers(
-            model, matrices=stage.matrices, lr=plan.lr, weight_decay=plan.weight_decay
-        ),
         generator=torch.Generator().manual_seed(plan.seed),
     )
 
@@ -166,28 +221,36 @@ def _progress(plan: Plan, state: State) -> float:
 
 
 def _step(stage: Stage, plan: Plan, state: State, progress: float) -> dict[str, float]:
-    rate = (
-        plan.lr
-        * min(1.0, (state.step + 1) / plan.warmup_steps)
-        * 0.5
-        * (1 + math.cos(math.pi * progress))
-    )
-    stage.model.train()
+    pace = min(1.0, (state.step + 1) / plan.warmup_steps) * 0.5 * (1 + math.cos(math.pi * progress))
+    for learner in state.learners:
+        learner.network.train()
     terms = stage.loss(progress, state.generator)
-    terms["loss"].backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(stage.model.parameters(), plan.clip)
-    for optimizer in state.optimizers:
+    norms = {}
+    for learner in state.learners:
+        if learner.term in terms:
+            terms[learner.term].backward()  # type: ignore[no-untyped-call]
+            prefix = "" if learner is state.learners[0] else f"{learner.term}."
+            norms[f"{prefix}norm"] = _descend(learner, learner.lr * pace, plan.clip)
+    state.step += 1
+    if "loss" in terms:
+        _follow(state)
+    return (
+        {name: float(value.detach()) for name, value in terms.items()}
+        | norms
+        | {"lr": plan.lr * pace}
+    )
+
+
+def _descend(learner: Learner, rate: float, clip: float) -> float:
+    """Moves the network along its gradients; returns their norm."""
+    norm = float(nn.utils.clip_grad_norm_(learner.network.parameters(), clip))
+    for optimizer in learner.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
         if math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    _follow(state)
-    return {name: float(value.detach()) for name, value in terms.items()} | {
-        "norm": float(norm),
-        "lr": rate,
-    }
+    return norm
 
 
 @torch.no_grad()

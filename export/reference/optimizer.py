@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOMENTUM: Final = 0.95
 NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS: Final = 5
+BETAS: Final = (0.9, 0.98)
 
 
 class Muon(torch.optim.Optimizer):
@@ -39,12 +40,17 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"]
                 momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-                direction = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
+                direction = _matrix(parameter.grad.lerp(momentum, MOMENTUM))
                 size = 0.2 * max(direction.shape) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(
                     orthogonalise(direction).view(parameter.shape), alpha=-group["lr"] * size
                 )
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """Returns [out, in*kh*kw]; StyleGAN2's convolutions are stored with an axis of 1 before."""
+    return (weight[0] if weight.ndim == 5 else weight).flatten(1)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
@@ -62,13 +68,18 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def build_optimizers(
-    model: nn.Module, *, matrices: set[str], lr: float, weight_decay: float
+    model: nn.Module,
+    *,
+    matrices: set[str],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = BETAS,
 ) -> list[torch.optim.Optimizer]:
     """Returns Muon for the parameters named in `matrices` and AdamW for the others."""
     chosen = [p for name, p in model.named_parameters() if name in matrices]
     others = [p for name, p in model.named_parameters() if name not in matrices]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=lr, betas=betas, weight_decay=0.0),
     ]
     if chosen:
         optimizers.append(Muon(chosen, lr=lr, weight_decay=weight_decay))

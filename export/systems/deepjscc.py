@@ -1,11 +1,12 @@
 """DeepJSCC: a codec alone, one network on either side of the channel.
 
 Bourtsoulatze, Kurka, Gündüz, "Deep Joint Source-Channel Coding for Wireless Image Transmission",
-arXiv:1809.01733. The codecs are those of DiffJSCC (Yang et al., arXiv:2404.17736): residual
-convolutional and Swin; a whole DiffJSCC checkpoint is taken too, its codec used and the rest left.
+arXiv:1809.01733. Which codec it is, the weights' names tell, or ``--codec``: see
+`jscc.export.codecs`. DiffJSCC's two (Yang et al., arXiv:2404.17736) are told by their configuration
+instead; a whole DiffJSCC checkpoint is taken too, its codec used and the rest left.
 """
 
-from jscc.export.codecs import codec_config, codec_of
+from jscc.export.codecs import Codec, codec_of
 from jscc.export.source import WeightSource
 from jscc.export.system import Options, Plan, System
 from jscc.export.systems.diffjscc import SYSTEM as DIFFJSCC
@@ -14,19 +15,23 @@ from jscc.runtime.manifest import ImageContract
 
 def plan(source: WeightSource, options: Options) -> Plan:
     """Encode and decode, nothing else."""
-    config, prefix = codec_config(source.config)
-    codec = codec_of(source, config, prefix)
+    return plan_of(codec_of(source, source.config, ""), options)
+
+
+def plan_of(codec: Codec, options: Options) -> Plan:
+    """The plan of `codec` alone."""
     return Plan(
-        variant=str(config["target"]).rsplit(".", 1)[-1],
+        variant=codec.variant,
         stages=(codec.encode, codec.decode),
         signal=codec.signal,
         image=ImageContract(
             multiple=codec.multiple,
             short_edge=options.short_edge,
-            rounding="truncate",
+            rounding=codec.rounding,
             tile=codec.multiple * max(1, 1024 // codec.multiple),
             overlap=codec.multiple * max(1, 64 // codec.multiple),
             max_pixels=1 << 24,
+            padding=codec.padding,
         ),
         program=("decode",),
         image_output="reconstruction",
@@ -36,7 +41,7 @@ def plan(source: WeightSource, options: Options) -> Plan:
 SYSTEM = System(
     paper="Deep Joint Source-Channel Coding for Wireless Image Transmission, arXiv:1809.01733",
     plan=plan,
-    reference="diffjscc",
+    roles={"": "af-96"},
     prefixes=("E.", "G.", "encoder.", "decoder.", *DIFFJSCC.prefixes),
     ignored=DIFFJSCC.ignored,
 )

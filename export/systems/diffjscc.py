@@ -379,7 +379,7 @@ SYSTEM = System(
     paper="Diffusion-Aided Joint Source Channel Coding For High Realism Wireless Image "
     "Transmission, arXiv:2404.17736",
     plan=plan,
-    reference="diffjscc",
+    roles={"": "diffjscc"},
     prefixes=(
         "preprocess_model.",
         "cond_encoder.",

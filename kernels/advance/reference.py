@@ -1,6 +1,6 @@
 """Advance, the specification: one row of a sampler's table applied to the state.
 
-    x' = a*x + b*clean + c*clean_prev + s*noise - g*grad
+    x' = a*x + b*clean + c*clean_prev + s*noise - g*grad + d*direction
 
 in float32: coefficients rounded to float32 first, each product and each sum rounded once, terms
 added from left to right. A term whose coefficient is zero is skipped, so it may be absent.
@@ -37,13 +37,18 @@ class Coefficients(Protocol):
     def g(self) -> float:
         """Factor of the guide's gradient."""
 
+    @property
+    def d(self) -> float:
+        """Factor of the direction that the stage gives."""
+
 
 def advance(
     x: Floats,
-    clean: Floats,
+    clean: Floats | None,
     clean_prev: Floats | None,
     noise: Floats | None,
     grad: Floats | None,
+    direction: Floats | None,
     row: Coefficients,
 ) -> Floats:
     """Carry the state `x` over one step; arrays have one shape.
@@ -57,6 +62,7 @@ def advance(
         ("clean_prev", row.c, clean_prev),
         ("noise", row.s, noise),
         ("grad", -row.g, grad),
+        ("direction", row.d, direction),
     )
     total = np.zeros_like(x, np.float32)
     fresh = True

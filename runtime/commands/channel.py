@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``jscc channel SYMBOLS -o OUT --snr DB --seed N``."""
     parser = make_parser("channel", "Pass symbols through a simulated radio channel.")
     parser.add_argument("symbols", type=Path, metavar="SYMBOLS")
-    add_output(parser, "OUT", "NAME.sigmf-meta (with NAME.sigmf-data), or NAME.npy")
+    add_output(parser, "OUT", "NAME.sigmf-meta (with NAME.sigmf-data), NAME.npz or NAME.npy")
     parser.add_argument("--channel", choices=tuple(CHANNELS), default="awgn")
     parser.add_argument("--snr", type=decibels, required=True, metavar="DB")
     parser.add_argument("--seed", type=seed, required=True, metavar="N", help="of fading and noise")

@@ -18,6 +18,7 @@ from jscc.runtime.manifest import Manifest, StageEntry
 from jscc.runtime.npy import read_npy
 from jscc.runtime.ports import Array, Port
 from jscc.runtime.receiver import Receiver
+from jscc.runtime.sides import host_sides
 from jscc.runtime.terminal import Progress, notice
 from jscc.runtime.transmitter import Transmitter
 from jscc.runtime.trust import Asset, open_regular, read_span, size_of
@@ -147,7 +148,7 @@ def read_picture(path: Path, max_pixels: int) -> Pixels:
 
 
 def read_side(manifest: Manifest, path: Path | None) -> dict[str, Array]:
-    """The side input of a bundle that wants one, from a ``.npy`` file of float32.
+    """The host's side input of a bundle that wants one, from a ``.npy`` file of float32.
 
     Raises:
         UsageError: ``E_SIDE``, a file for a bundle that takes no side input, or several.
@@ -156,8 +157,9 @@ def read_side(manifest: Manifest, path: Path | None) -> dict[str, Array]:
     """
     if path is None:
         return {}
-    if len(manifest.side_inputs) != 1:
-        names = ", ".join(manifest.side_inputs) or "none"
+    wanted = host_sides(manifest)
+    if len(wanted) != 1:
+        names = ", ".join(wanted) or "none"
         raise UsageError(
             "E_SIDE",
             f"--context: got a file, expected a bundle with one side input; this one has {names}. "
@@ -171,4 +173,4 @@ def read_side(manifest: Manifest, path: Path | None) -> dict[str, Array]:
     array = read_npy(data, str(path), dtypes=("float32",), error=SymbolsError)
     if not np.isfinite(array).all():
         raise _SIDES.refuse("NONFINITE", str(path), "values that are not finite", "finite ones")
-    return {manifest.side_inputs[0]: array}
+    return {wanted[0]: array}

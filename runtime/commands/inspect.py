@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, display, make_parser
-from jscc.runtime.manifest import Loop, LoopStep, Manifest, serialise_manifest
+from jscc.runtime.manifest import Descent, Loop, Manifest, serialise_manifest
+from jscc.runtime.sides import side_outputs
 from jscc.runtime.terminal import pairs, say, say_json, table
 
 
@@ -48,6 +49,7 @@ def _text(bundle: Bundle) -> str:
         "Stages\n" + table(_stages(manifest), header=True),
     ]
     parts += [f"Loop {name}\n" + pairs(_loop(loop)) for name, loop in manifest.loops.items()]
+    parts += [f"Descent {key}\n" + pairs(_descent(each)) for key, each in manifest.descents.items()]
     if manifest.parity:
         parts.append("Parity to torch\n" + table(_parity(manifest), header=True))
     for title, card in (("Quality", manifest.quality), ("Calibration", manifest.calibration)):
@@ -70,11 +72,16 @@ def _head(bundle: Bundle) -> dict[str, str]:
         "precision": manifest.precision,
         "size": f"{_size(size)} in {len(manifest.files)} files, all verified",
         "program": " -> ".join(_program(manifest)),
-        "side inputs": ", ".join(manifest.side_inputs) or "none",
+        "side inputs": ", ".join(_sides(manifest)) or "none",
         "selftest": f"yes, {manifest.selftest.psnr_floor_db:g} dB or more"
         if manifest.selftest
         else "none",
     }
+
+
+def _sides(manifest: Manifest) -> list[str]:
+    sent = {port.name for port in side_outputs(manifest)}
+    return [f"{name} (sent)" if name in sent else name for name in manifest.side_inputs]
 
 
 def _signal(manifest: Manifest) -> dict[str, str]:
@@ -85,6 +92,7 @@ def _signal(manifest: Manifest) -> dict[str, str]:
     return {
         "symbols": f"{signal.planes // 2} for each {signal.stride}x{signal.stride} pixels",
         "cbr": f"{cbr(manifest):.6g} (1/{1 / cbr(manifest):.4g})",
+        **_rates(manifest),
         "power": f"{signal.power}, {least:g} to {most:g} accepted",
         "SNR": f"{low:g} to {high:g} dB, {signal.snr_db_default:g} dB where nothing is said",
         "receiver is told": ", ".join(signal.csi_inputs) or "nothing",
@@ -93,6 +101,13 @@ def _signal(manifest: Manifest) -> dict[str, str]:
         "image": f"padded to multiples of {image.multiple} px, at most {image.max_pixels} px",
         "tiling": tile,
     }
+
+
+def _rates(manifest: Manifest) -> dict[str, str]:
+    """What the transmitter may choose, if anything."""
+    signal = manifest.signal
+    texts = [f"{rate} (cbr 1/{6 * signal.stride**2 / rate:.4g})" for rate in signal.rates]
+    return {"rates": f"{', '.join(texts)} planes"} if texts else {}
 
 
 def _stages(manifest: Manifest) -> list[tuple[str, ...]]:
@@ -114,7 +129,7 @@ def _stages(manifest: Manifest) -> list[tuple[str, ...]]:
 
 def _program(manifest: Manifest) -> list[str]:
     """The stages of the receiver, in order."""
-    return [step.loop if isinstance(step, LoopStep) else step for step in manifest.program]
+    return list(manifest.receiver_stages)
 
 
 def _size(count: int) -> str:
@@ -131,12 +146,38 @@ def _loop(loop: Loop) -> dict[str, str]:
     if sampler.start == "received":
         level = "as the SNR says" if sampler.start_level is None else f"{sampler.start_level:g}"
         start += f" ({loop.start}, level {level})"
+    ways = f"{sampler.name}, {sampler.steps} steps"
+    if sampler.travel[1] > 1:
+        ways += f", each {sampler.travel[0]} run {sampler.travel[1]} times"
+    knobs = ", ".join(f"{name}={value:g}" for name, value in sorted(loop.settings.items()))
     return {
-        "sampler": f"{sampler.name}, {sampler.steps} steps",
+        "sampler": ways,
         "start": start,
-        "guidance": f"{sampler.guidance:g}" + (f" toward {loop.guide}" if loop.guide else ""),
+        "guidance": _guidance(loop),
+        **({"settings": knobs} if knobs else {}),
         "schedule": f"{schedule.kind}, {schedule.timesteps} timesteps, betas {schedule.first:g} to "
         f"{schedule.last:g}",
+    }
+
+
+def _guidance(loop: Loop) -> str:
+    sampler = loop.sampler
+    text = f"{sampler.guidance:g}" + (f" toward {loop.guide}" if loop.guide else "")
+    if not loop.guides:
+        return text
+    every = f" every {sampler.guide_every} steps" if sampler.guide_every > 1 else ""
+    return f"{text} by {sampler.guide or 'none'}{every} of {', '.join((*loop.guides, 'none'))}"
+
+
+def _descent(descent: Descent) -> dict[str, str]:
+    knobs = ", ".join(f"{name}={value:g}" for name, value in sorted(descent.settings.items()))
+    rounds = descent.rounds
+    return {
+        "rounds": ", ".join(f"{each.steps} steps of {each.gradient}" for each in rounds),
+        "learning rate": ", ".join(f"{each.learning_rate:g}" for each in rounds),
+        "variables": ", ".join(sorted(descent.variables)),
+        "kept": f"the {descent.keep} of the last round",
+        **({"settings": knobs} if knobs else {}),
     }
 
 

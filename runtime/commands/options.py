@@ -70,6 +70,22 @@ def level(text: str) -> float:
     return value
 
 
+def travel(text: str) -> tuple[int, int]:
+    """``L,R``: steps of a stretch, and how often each is run."""
+    found = re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4})", text)
+    if not found or 0 in (int(found[1]), int(found[2])):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected L,R such as 10,3")
+    return int(found[1]), int(found[2])
+
+
+def setting(text: str) -> tuple[str, float]:
+    """``NAME=VALUE`` with a finite number."""
+    name, _, value = text.partition("=")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE such as eta=0.85")
+    return name, _number(value)
+
+
 def make_parser(command: str, description: str) -> Parser:
     """The parser of ``jscc <command>``."""
     return Parser(prog=f"jscc {command}", description=description, allow_abbrev=False)
@@ -80,6 +96,16 @@ def add_csi(parser: Parser) -> None:
     parser.add_argument("--snr", type=decibels, metavar="DB", help="signal-to-noise ratio in dB")
     parser.add_argument(
         "--gain", type=gain, metavar="RE,IM", help="complex gain of the channel (default 1,0)"
+    )
+
+
+def add_rate(parser: Parser) -> None:
+    """``--rate``."""
+    parser.add_argument(
+        "--rate",
+        type=positive,
+        metavar="PLANES",
+        help="planes to send, of a bundle that has several rates: see jscc inspect (default all)",
     )
 
 
@@ -98,7 +124,7 @@ def add_engine(parser: Parser) -> None:
 
 
 def add_sampling(parser: Parser) -> None:
-    """``--seed``, ``--sampler``, ``--steps``, ``--start``, ``--start-level``, ``--guidance``."""
+    """What the loops do: ``--seed``, ``--sampler``, ``--steps`` and their like."""
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="of the receiver's noise (default 0)"
     )
@@ -116,6 +142,27 @@ def add_sampling(parser: Parser) -> None:
         help="share of the noise schedule to run, above 0 and at most 1",
     )
     parser.add_argument("--guidance", type=number, metavar="X", help="weight of the guide")
+    parser.add_argument(
+        "--guide", metavar="NAME", help="which of the bundle's guides, or none (default: its own)"
+    )
+    parser.add_argument(
+        "--guide-every", type=positive, metavar="K", help="guide every K-th step only"
+    )
+    parser.add_argument(
+        "--travel",
+        type=travel,
+        metavar="L,R",
+        help="run every stretch of L steps R times (time travel)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        type=setting,
+        metavar="NAME=VALUE",
+        help="turn a knob of the bundle, see jscc inspect; may be repeated",
+    )
 
 
 def add_output(parser: Parser, metavar: str, text: str, *, required: bool = True) -> None:

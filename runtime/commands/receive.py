@@ -25,6 +25,7 @@ from jscc.runtime.frame import Frame
 from jscc.runtime.image_files import encode_png
 from jscc.runtime.output_files import check_destination, write_file
 from jscc.runtime.record import Record
+from jscc.runtime.sides import shape_side
 from jscc.runtime.symbol_files import Recording, read_symbols
 from jscc.runtime.terminal import notice, say, say_json, table
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     for path in outputs:
         check_destination(path, force=options.force)
     _check_origin(bundle, recording, frames, strict=options.strict)
-    side = read_side(bundle.manifest, options.context)
+    own = read_side(bundle.manifest, options.context)
     rows, lines = [], []
     with load_receiver(bundle, options.providers, options.threads, strict=options.strict) as device:
         for path, frame in zip(outputs, frames, strict=True):
@@ -64,8 +65,12 @@ def main(arguments: Sequence[str]) -> int:
                 start=options.start,
                 start_level=options.start_level,
                 guidance=options.guidance,
+                guide=options.guide,
+                guide_every=options.guide_every,
+                travel=options.travel,
+                settings=dict(options.settings),
                 size=options.size or frame.size,
-                side=side,
+                side={**own, **shape_side(bundle.manifest, frame.side)},
             )
             write_file(path, encode_png(image), force=options.force)
             for text in remarks(record):

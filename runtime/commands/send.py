@@ -1,6 +1,7 @@
 """jscc send: images to channel symbols, in a file."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jscc.runtime.bundle import Bundle
@@ -10,6 +11,7 @@ from jscc.runtime.commands.options import (
     add_engine,
     add_json,
     add_output,
+    add_rate,
     display,
     make_parser,
 )
@@ -17,7 +19,8 @@ from jscc.runtime.csi import Csi
 from jscc.runtime.errors import CsiError
 from jscc.runtime.frame import Frame
 from jscc.runtime.manifest import Signal
-from jscc.runtime.symbol_files import check_symbols_path, write_symbols
+from jscc.runtime.sides import flatten_side, side_outputs
+from jscc.runtime.symbol_files import check_carries, check_symbols_path, write_symbols
 from jscc.runtime.terminal import notice, say, say_json, table
 
 
@@ -26,21 +29,24 @@ def main(arguments: Sequence[str]) -> int:
     parser = make_parser("send", "Turn images into channel symbols of unit mean power.")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    add_output(parser, "SYMBOLS", "NAME.sigmf-meta (with NAME.sigmf-data), or NAME.npy")
+    add_output(parser, "SYMBOLS", "NAME.sigmf-meta (with NAME.sigmf-data), NAME.npz or NAME.npy")
     add_csi(parser)
+    add_rate(parser)
     add_engine(parser)
     add_json(parser)
     options = parser.parse_args(arguments)
     check_symbols_path(options.output, force=options.force)
     bundle = Bundle.open(options.bundle)
+    check_carries(options.output, sides=bool(side_outputs(bundle.manifest)))
     csi = _know(bundle.manifest.signal, options.snr, options.gain)
     frames = []
     with load_transmitter(bundle, options.providers, options.threads) as transmitter:
         for number, path in enumerate(options.images):
             pixels = read_picture(path, bundle.manifest.image.max_pixels)
             height, width = pixels.shape[:2]
-            symbols = transmitter.send(pixels, csi=csi)
-            frames.append(Frame(symbols, number, (height, width), bundle=bundle.sha256))
+            symbols, side = transmitter.send_with_side(pixels, csi=csi, rate=options.rate)
+            about = Frame(symbols, number, (height, width), bundle=bundle.sha256)
+            frames.append(replace(about, side=flatten_side(side)))
     write_symbols(options.output, frames, force=options.force)
     rows = [_row(path, frame) for path, frame in zip(options.images, frames, strict=True)]
     if options.json:

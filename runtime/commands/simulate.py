@@ -18,6 +18,7 @@ from jscc.runtime.commands.options import (
     add_engine,
     add_json,
     add_output,
+    add_rate,
     add_sampling,
     decibels,
     display,
@@ -34,6 +35,7 @@ from jscc.runtime.ports import Array
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 from jscc.runtime.selftest import psnr_db
+from jscc.runtime.sides import side_outputs
 from jscc.runtime.terminal import notice, say, say_json, table
 from jscc.runtime.transmitter import Transmitter
 
@@ -76,7 +78,7 @@ class Devices:
         sender: The transmitter.
         receiver: The receiver.
         codec: A receiver that stops after the codec; None where the bundle is no more than that.
-        side: Side inputs of the receiver.
+        side: The host's own side inputs of the receiver.
     """
 
     sender: Transmitter
@@ -125,6 +127,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--snr", type=decibels, required=True, metavar="DB")
     parser.add_argument("--channel", choices=("awgn", "rayleigh"), default="awgn")
+    add_rate(parser)
     add_sampling(parser)
     parser.add_argument(
         "--context", type=Path, metavar="FILE.npy", help="the side input of a bundle that wants one"
@@ -182,7 +185,8 @@ def _simulate(
     csi = Csi(options.snr)
     if options.channel == "rayleigh":
         csi = Rayleigh().draw(options.snr, rng=rng)
-    symbols = pass_through(devices.sender.send(sent, csi=csi), csi, rng=rng)
+    clean, side = devices.sender.send_with_side(sent, csi=csi, rate=options.rate)
+    symbols = pass_through(clean, csi, rng=rng)
     size = sent.shape[0], sent.shape[1]
     received, record = devices.receiver.receive(
         symbols,
@@ -194,12 +198,19 @@ def _simulate(
         start=options.start,
         start_level=options.start_level,
         guidance=options.guidance,
+        guide=options.guide,
+        guide_every=options.guide_every,
+        travel=options.travel,
+        settings=dict(options.settings),
         size=size,
-        side=devices.side,
+        side={**devices.side, **side},
     )
     codec = None
     if devices.codec is not None:
-        codec, _ = devices.codec.receive(symbols, csi, seed=options.seed, frame=number, size=size)
+        seed = options.seed
+        codec, _ = devices.codec.receive(
+            symbols, csi, seed=seed, frame=number, size=size, side=side
+        )
     return Result(name, sent, codec, received, csi, record)
 
 
@@ -220,7 +231,8 @@ def codec_alone(bundle: Bundle) -> Bundle | None:
                 program=manifest.program[: index + 1],
                 image_output=images[0],
                 loops={},
-                side_inputs=(),
+                descents={},
+                side_inputs=tuple(port.name for port in side_outputs(manifest)),
                 selftest=None,
             )
             return replace(bundle, manifest=codec)
@@ -236,7 +248,9 @@ def compare(result: Result, channel: str) -> Pixels:
         panels.append(
             Panel("codec alone", result.codec, (f"PSNR {_psnr(result.codec, result.sent)}",))
         )
-    loops = ", ".join(f"{loop.steps} steps ({loop.sampler})" for loop in record.loops.values())
+    ran = [f"{loop.steps} steps ({loop.sampler})" for loop in record.loops.values()]
+    ran += [f"{each.steps} steps of descent" for each in record.descents.values()]
+    loops = ", ".join(ran)
     lines = (
         f"PSNR {_psnr(result.received, result.sent)}",
         f"{loops or 'no steps'}, {_ms(record)} ms",

@@ -15,11 +15,12 @@ from jscc.benchmarks import cli, quality
 from jscc.benchmarks.link import Link
 from jscc.benchmarks.metrics import ms_ssim, psnr_db
 from jscc.benchmarks.partial import Partial
+from jscc.benchmarks.sweep import KEY
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.channel import pass_through
+from jscc.runtime.choices import Choices
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import OutputError, UsageError
-from jscc.runtime.loop import Choices
 from jscc.runtime.manifest import TensorEntry
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.transmitter import Transmitter
@@ -59,6 +60,15 @@ def images(tmp_path_factory):
     return folder
 
 
+def timeless(document):
+    """A result without what the clock says."""
+    for row in document["rows"]:
+        del row["times_ms"]
+    for mean in document["means"]:
+        del mean["seconds"]
+    return document
+
+
 def measure(*arguments) -> int:
     parser = argparse.ArgumentParser()
     quality.add_arguments(parser)
@@ -76,7 +86,7 @@ def result(bundle, images, tmp_path, capsys):
 
 def test_there_is_a_row_for_everything(result):
     rows = result[0]["rows"]
-    keys = {tuple(row[name] for name in quality.KEY) for row in rows}
+    keys = {tuple(row[name] for name in KEY) for row in rows}
     assert len(rows) == len(keys) == 2 * 2 * 2 * 2
     assert {row["ran"] for row in rows} == {"ddim, 1 steps", "ddim, 3 steps"}
 
@@ -205,11 +215,68 @@ def test_an_interrupted_measurement_goes_on(bundle, images, tmp_path, monkeypatc
     monkeypatch.setattr(Partial, "add", add)
     measure(*arguments, "--json", cut)
     first, second = (json.loads(path.read_text()) for path in (whole, cut))
-    for document in (first, second):
-        for row in document["rows"]:
-            del row["times_ms"]
-    assert first == second
+    assert timeless(first) == timeless(second)
     assert not partial.exists()
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_rows_of_one(bundle, images, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    arguments = (bundle, "--images", images, "--snr", "1,13", "--steps", "1,3", "--threads", 1)
+    measure(*arguments, "--json", one)
+    measure(*arguments, "--json", two, "--workers", 2)
+    first, second = (json.loads(path.read_text()) for path in (one, two))
+    assert timeless(first) == timeless(second)
+    assert len(second["rows"]) == 8
+
+
+def test_rows_say_the_threads_of_the_engine(bundle, images, tmp_path):
+    arguments = (bundle, "--images", images, "--limit", 1, "--snr", "7", "--threads", 1)
+    measure(*arguments, "--json", tmp_path / "o.json")
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert document["rows"][0]["threads"] == document["means"][0]["threads"] == 1
+    times = document["rows"][0]["times_ms"]["total"]
+    assert document["means"][0]["seconds"] == pytest.approx(times / 1e3)
+
+
+def test_bundles_take_the_options_that_they_have(bundle, images, tmp_path, capsys):
+    codec = tmp_path / "codec.jscc"
+    tiny_bundle.write_codec(codec)
+    arguments = (codec, bundle, "--images", images, "--limit", 1, "--snr", "7", "--steps", "1,2")
+    measure(*arguments, "--guidance", "0,3", "--json", tmp_path / "o.json")
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert document["bundles"][0]["settings"] == [{}]
+    assert document["bundles"][1]["settings"] == [
+        {"steps": steps, "guidance": weight} for steps in (1, 2) for weight in (0.0, 3.0)
+    ]
+    assert len(document["rows"]) == 1 + 4
+    assert "| codec, codec | 7 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--set", "zeta=1", "--set: got 'zeta', expected one of none"),
+        ("--guide", "cheap", "--guide: got 'cheap', expected one of none"),
+        ("--set", "zeta", "--set: got 'zeta', expected NAME=VALUE"),
+        ("--set", "zeta=", "--set: got 'zeta=', expected NAME=VALUE"),
+        ("--set", "zeta=1,x", "--set: got '1,x', expected items between commas"),
+    ],
+)
+def test_options_that_no_bundle_has_are_refused(bundle, images, tmp_path, option, value, message):
+    arguments = (bundle, "--images", images, "--json", tmp_path / "o.json")
+    with pytest.raises(UsageError, match=message):
+        measure(*arguments, option, value)
+
+
+def test_features_for_set_metrics_do_not_stay_in_the_result(result):
+    assert all("features" not in row for row in result[0]["rows"])
+
+
+def test_the_result_counts_parameters(result):
+    # Kernels of 4x3x4x4 in encode, decode, condition and render, 4x4 in denoise; those of condition
+    # and render are one.
+    assert result[0]["bundles"][0]["parameters"] == {"transmitter": 192, "receiver": 400}
 
 
 def test_rows_of_other_options_are_not_mixed(tmp_path):
@@ -303,7 +370,7 @@ def test_weights_of_lpips_are_used(bundle, images, tmp_path):
     assert row["codec"]["lpips"] != row["received"]["lpips"]
 
 
-@pytest.mark.parametrize("suite", ["quality", "peers"])
+@pytest.mark.parametrize("suite", ["quality", "digital", "plot", "systems", "peers"])
 def test_the_command_line_has_it(suite, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([suite, "--help"])

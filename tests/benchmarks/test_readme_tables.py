@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from jscc.benchmarks.readme_tables import fill
-from jscc.runtime.errors import DataError
+import recorded
+from jscc.benchmarks.readme_tables import draw, fill
+from jscc.runtime.errors import DataError, UsageError
 
 PLACE = "before\n<!-- table: one.json -->\nold\n<!-- end of table -->\nafter\n"
 
@@ -66,3 +67,58 @@ def test_a_foreign_kind_is_named(tmp_path):
     record(tmp_path, kind="../evil")
     with pytest.raises(DataError, match=r"one\.json: got kind '\.\./evil'"):
         fill(PLACE, tmp_path)
+
+
+SYSTEMS = (
+    "<!-- table: systems --snr 1,7 --label 'sing=SING, ours' a.json b.json -->\n"
+    "old\n<!-- end of table -->\n"
+)
+
+
+def test_several_results_make_one_table(tmp_path):
+    recorded.write(tmp_path, a=recorded.systems(), b=recorded.baseline())
+    text = fill(SYSTEMS, tmp_path)
+    assert "| SING, ours | 1/96 | 2.50 | 1.50 | 21.00 / 0.5000 | 23.00 / 0.4000 |" in text
+    assert "| HEVC + LDPC | 1/96 | – | – | lost | 25.00 / 0.4500 |" in text
+    assert "old" not in text
+    assert text.count("Measured on some processor") == 1  # both files say the same
+    assert fill(text, tmp_path) == text
+
+
+def test_a_missing_file_of_several_is_named(tmp_path):
+    recorded.write(tmp_path, a=recorded.systems())
+    with pytest.raises(DataError, match=r"b\.json: got no such file"):
+        fill(SYSTEMS, tmp_path)
+
+
+def test_options_of_a_table_are_checked(tmp_path):
+    recorded.write(tmp_path, a=recorded.systems())
+    place = "<!-- table: systems --color a.json -->\n<!-- end of table -->"
+    with pytest.raises(UsageError, match="--color"):
+        fill(place, tmp_path)
+
+
+def test_figures_are_drawn_where_the_text_names_them(tmp_path):
+    recorded.write(tmp_path, a=recorded.systems(), b=recorded.baseline())
+    text = (
+        "<!-- figure: snr.svg --kind snr --metric psnr_db a.json b.json -->\n![x](snr.svg)\n"
+        "<!-- figure: plane.png --kind plane a.json -->\n"
+    )
+    assert draw(text, tmp_path, images=None, bundles=None) == ["snr.svg", "plane.png"]
+    first = (tmp_path / "snr.svg").read_bytes()
+    assert first.startswith(b"<?xml")
+    assert (tmp_path / "plane.png").read_bytes().startswith(b"\x89PNG")
+    draw(text, tmp_path, images=None, bundles=None)
+    assert (tmp_path / "snr.svg").read_bytes() == first
+
+
+def test_rows_of_pictures_stay_without_the_images(tmp_path, capsys):
+    text = "<!-- figure: rows.png --kind grid a.json -->"
+    assert draw(text, tmp_path, images=None, bundles=None) == []
+    assert "rows.png stays" in capsys.readouterr().err
+
+
+def test_a_figure_without_its_result_is_refused(tmp_path):
+    text = "<!-- figure: snr.svg --kind snr a.json -->"
+    with pytest.raises(DataError, match=r"a\.json: got No such file"):
+        draw(text, tmp_path, images=None, bundles=None)

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 
 from jscc.export.cli import main
-from jscc.export.gather import gather
+from jscc.export.gather import Request, gather
 from jscc.export.system import Options, find
 from jscc.export.tokenizer import tokenize
 from jscc.kernels.advance.reference import advance
@@ -107,11 +107,7 @@ def golden_source() -> Any:
     """The golden checkpoint as the exporter reads it."""
     source, _ = gather(
         find("diffjscc"),
-        (str(GOLDEN / "tiny-cnn"),),
-        config=None,
-        revision=None,
-        licence="none",
-        random_seed=None,
+        Request((str(GOLDEN / "tiny-cnn"),)),
     )
     return source
 
@@ -290,7 +286,7 @@ def test_guidance_toward_a_sample_is_the_same_closed_form(vectors) -> None:
         target = 0.18215 * (mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * noise)
         clean = vectors[f"{golden}.x0"]
         grad = (clean - target).astype(np.float32)
-        state = advance(state, clean, None, vectors["in.step_noise"][step], grad, row)
+        state = advance(state, clean, None, vectors["in.step_noise"][step], grad, None, row)
         assert_close(state, vectors[f"{golden}.x_prev"])
 
 

@@ -11,7 +11,7 @@ import torch
 
 import tiny_checkpoint
 from jscc.export.cli import main
-from jscc.export.gather import gather
+from jscc.export.gather import Request, gather
 from jscc.export.system import Options, find
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
@@ -50,11 +50,7 @@ def test_thirteen_residuals_and_a_negative_snr_offset(bundle: Bundle, folder: Pa
     """The fused graph against the torch modules, at a size it was neither traced nor proved at."""
     source, _ = gather(
         find("diffjscc"),
-        (str(folder),),
-        config=None,
-        revision=None,
-        licence="none",
-        random_seed=None,
+        Request((str(folder),)),
     )
     plan = find("diffjscc").plan(source, Options())
     module = next(spec for spec in plan.stages if spec.name == "denoise").build()

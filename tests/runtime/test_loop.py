@@ -1,12 +1,14 @@
 """Loop: the official sampler's own states, starts and guide, and noise of each image's own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jscc.runtime.choices import Choices
 from jscc.runtime.errors import UsageError
-from jscc.runtime.loop import Choices, plan_loop, run_loop
+from jscc.runtime.loop import Answer, plan_loop, run_loop
 from jscc.runtime.manifest import Loop, SamplerSpec, ScheduleSpec
 from jscc.runtime.noise import PhiloxNoise
 from jscc.runtime.schedule import schedule_from
@@ -39,8 +41,19 @@ class RecordedNoise:
         return self.draws[step].reshape(shape)
 
 
-def plan(choices=None, snrs_db=(7.0,), loop=LOOP, number=0):
-    return plan_loop(loop, SCHEDULE, choices or Choices(), snrs_db, number)
+def plain(function):
+    """A stage that is told state and timestep and returns its clean estimate."""
+    return lambda question: Answer(function(question.state, question.timestep))
+
+
+def still(function):
+    """The same, and a direction that leads nowhere."""
+    stage = plain(function)
+    return lambda question: replace(stage(question), direction=np.zeros_like(question.state))
+
+
+def plan(choices=None, snrs_db=(7.0,), loop=LOOP, number=0, directed=False):
+    return plan_loop(loop, SCHEDULE, choices or Choices(), snrs_db, number, directed=directed)
 
 
 @golden
@@ -76,7 +89,7 @@ def replay(vectors, prefix, guidance, target):
     noise = RecordedNoise(vectors["in.x_T"], *vectors["in.step_noise"])
     result = run_loop(
         plan(Choices("ddpm", 4, "noise", guidance=guidance)),
-        denoise,
+        plain(denoise),
         shape=(1, 4, 16, 24),
         start=None,
         guide=target,
@@ -122,7 +135,7 @@ def ideal(state, levels):
 )
 def test_gaussian_data_comes_out_gaussian(sampler, tolerance):
     state = run_loop(
-        plan(Choices(sampler, 100, "noise")), ideal, shape=(1, 4, 128, 128), start=None,
+        plan(Choices(sampler, 100, "noise")), plain(ideal), shape=(1, 4, 128, 128), start=None,
         guide=None, noise=PhiloxNoise(), seed=5, frame=0,
     )  # fmt: skip
     assert state.dtype == np.float32
@@ -133,7 +146,10 @@ def test_gaussian_data_comes_out_gaussian(sampler, tolerance):
 
 @pytest.mark.parametrize("sampler", names())
 def test_a_received_start_is_the_latent_at_that_noise_level(sampler):
-    level = round(0.6 * 999)
+    plan_ = plan(Choices(sampler), directed=True)
+    (path,) = plan_.paths
+    level = path.level
+    assert level <= round(0.6 * 999) < level + 600 / plan_.steps
     abar = SCHEDULE.alphas_cumprod[level]
     seen = []
 
@@ -142,7 +158,7 @@ def test_a_received_start_is_the_latent_at_that_noise_level(sampler):
         return state
 
     start = np.full((1, 4, 64, 64), 3.0, np.float32)
-    run_loop(plan(Choices(sampler)), denoise, shape=start.shape, start=start, guide=None,
+    run_loop(plan_, still(denoise), shape=start.shape, start=start, guide=None,
              noise=PhiloxNoise(), seed=1, frame=0)  # fmt: skip
     first, levels = seen[0]
     assert levels.tolist() == [level]
@@ -166,7 +182,7 @@ def received_pair(snrs_db, **arguments):
     loop = Loop("latent", "hint", "hint", SPEC, SamplerSpec("dpmpp2m", 5, "received", None, 3.0))
     hints = np.random.default_rng(0).standard_normal((len(snrs_db), 4, 8, 8)).astype(np.float32)
     return run_loop(
-        plan(loop=loop, snrs_db=snrs_db), ideal, shape=hints.shape, start=hints, guide=hints,
+        plan(loop=loop, snrs_db=snrs_db), plain(ideal), shape=hints.shape, start=hints, guide=hints,
         noise=PhiloxNoise(), seed=3, **arguments,
     )  # fmt: skip
 
@@ -180,7 +196,7 @@ def test_images_of_a_batch_do_not_see_each_other():
 def test_each_image_and_step_draws_by_its_own_address():
     noise = RecordedNoise(*np.zeros((9, 1, 2, 2), np.float32))
     run_loop(
-        plan(Choices("ddpm", 3, "noise"), snrs_db=(1.0, 1.0)), lambda x, t: x,
+        plan(Choices("ddpm", 3, "noise"), snrs_db=(1.0, 1.0)), plain(lambda x, t: x),
         shape=(2, 1, 2, 2), start=None, guide=None, noise=noise, seed=8, frame=40,
     )  # fmt: skip
     # The last step adds no noise and asks for none.
@@ -195,7 +211,7 @@ def test_the_guide_pulls_to_its_target_however_the_sampler_steps():
     target = np.full((1, 4, 16, 16), 2.0, np.float32)
     runs = {
         guidance: run_loop(
-            plan(Choices("ddim", 10, "noise", guidance=guidance)), ideal, shape=target.shape,
+            plan(Choices("ddim", 10, "noise", guidance=guidance)), plain(ideal), shape=target.shape,
             start=None, guide=target if guidance else None, noise=PhiloxNoise(), seed=0, frame=0,
         )
         for guidance in (0.0, 100.0, 400.0)

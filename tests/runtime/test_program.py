@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fake_engine import FakeSession
+from jscc.runtime.choices import Choices
 from jscc.runtime.errors import UsageError
-from jscc.runtime.loop import Choices, plan_loop
+from jscc.runtime.loop import plan_loop
 from jscc.runtime.manifest import Loop, LoopStep, SamplerSpec, ScheduleSpec, StageEntry
 from jscc.runtime.noise import PhiloxNoise
 from jscc.runtime.ports import Port
@@ -29,7 +30,7 @@ def stage(name, function, inputs, outputs, *, tiled=False):
 
 def program(*stages, steps=None, states=None, constants=None):
     named = {item.name: item for item in stages}
-    return Program(steps or tuple(named), named, states or {}, constants or {})
+    return Program(steps or tuple(named), named, states or {}, {}, constants or {})
 
 
 def run(plans=None, batch=1, height=16, width=8, tile=0, supply=lambda name, tensors: None):
@@ -37,6 +38,7 @@ def run(plans=None, batch=1, height=16, width=8, tile=0, supply=lambda name, ten
         sizes={"batch": batch, "height": height, "width": width},
         tiling=tile_image(height, width, tile=tile, overlap=0, multiple=4),
         plans=plans or {},
+        descents={},
         noise=PhiloxNoise(),
         seed=1,
         frame=0,

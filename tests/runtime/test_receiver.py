@@ -91,6 +91,7 @@ def test_the_record_says_what_ran(receiver, diffusion_bundle):
     assert tree["providers"] == dict.fromkeys(("decode", "condition", "denoise", "render"), "cpu")
     assert tree["loops"]["denoise"] == {
         "sampler": "dpmpp2m", "steps": 3, "start": "received", "level": 500, "guidance": 2.0,
+        "guide": None, "guide_every": 1, "travel": [1, 1], "settings": {},
     }  # fmt: skip
     assert (tree["seed"], tree["frame"], tree["batch"]) == (1, 7, 1)
     assert tree["tiles"] == {"decode": 1, "condition": 1, "denoise": 2, "render": 2}

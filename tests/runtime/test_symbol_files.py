@@ -79,9 +79,9 @@ def test_npy_frames_of_several_sizes_are_refused(tmp_path):
         ("a.sigmf-data", "Name the .sigmf-meta file beside it"),
         ("a.sigmf", "tar -xf NAME.sigmf"),
         ("a.sigmf-collection", "Name one of its .sigmf-meta files"),
-        ("a.npz", "expected NAME.sigmf-meta or NAME.npy"),
-        ("a", "expected NAME.sigmf-meta or NAME.npy"),
-        (".npy", "expected NAME.sigmf-meta or NAME.npy"),
+        ("a.mat", "expected NAME.sigmf-meta, NAME.npz or NAME.npy"),
+        ("a", "expected NAME.sigmf-meta, NAME.npz or NAME.npy"),
+        (".npy", "expected NAME.sigmf-meta, NAME.npz or NAME.npy"),
     ],
 )
 def test_other_names_are_refused(tmp_path, name, words):

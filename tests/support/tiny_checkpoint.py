@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import nn
 
+from jscc.export.models.adm import Adm
 from jscc.export.models.autoencoder import Autoencoder
 from jscc.export.models.deepjscc_cnn import DeepJscc
 from jscc.export.models.unet import Control, Unet
@@ -93,6 +94,27 @@ LDM: dict[str, Any] = {
         "preprocess_config": CODEC,
     },
 }
+
+
+PRIOR: dict[str, Any] = {
+    "family": "adm",
+    "model_channels": 32,
+    "num_res_blocks": 1,
+    "channel_mult": [1, 1, 1],
+    "attention_resolutions": [],
+    "num_head_channels": 16,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+    "learn_sigma": True,
+    "image_size": 32,
+}
+
+
+def write_prior(folder: Path, **params: Any) -> Path:
+    """Write ``model.ckpt`` and ``config.yaml`` of a pixel diffusion model; returns `folder`."""
+    config = {**PRIOR, **params}
+    network = _drawn(Adm.from_config(config), seed=7)
+    return _write(folder, config, network.state_dict())
 
 
 def write_codec(folder: Path, **params: Any) -> Path:

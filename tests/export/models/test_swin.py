@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from jscc.export.codecs import SWIN_REBUILT
-from jscc.export.models.swin import DeepJsccSwin, PatchMerging, PatchSplitting, shift_mask
+from jscc.export.models.swin import DeepJsccSwin
+from jscc.export.models.swin_blocks import PatchMerging, PatchSplitting, shift_mask
 
 TOLERANCE = 5e-5
 SIZES = ("128x128", "128x192")

@@ -246,7 +246,7 @@ def test_other_picture_formats_are_refused(jscc, codec, recording, tmp_path):
         ("--size", "12", "'12': expected HEIGHTxWIDTH such as 512x768"),
         ("--size", "0x4", "'0x4': expected HEIGHTxWIDTH"),
         ("--start", "middle", "invalid choice: 'middle'"),
-        ("--sampler", "nope", "got 'nope', expected one of ddim, ddpm"),
+        ("--sampler", "nope", "got 'nope', expected one of ddim, ddnm, ddpm"),
         ("--frobnicate", "1", "unrecognized arguments"),
     ],
 )

@@ -121,7 +121,7 @@ def test_the_output_is_refused_before_any_work(jscc, photo, tmp_path):
     assert "expected a free name" in ran.err
     ran = jscc("send", tmp_path / "none", photo, "-o", tmp_path / "s.wav")
     assert ran.status == 2
-    assert "expected NAME.sigmf-meta or NAME.npy" in ran.err
+    assert "expected NAME.sigmf-meta, NAME.npz or NAME.npy" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """All samplers, held to closed forms of diffusion on simple data.
 
 Known data m: at level abar the latent is ``sqrt(abar) m + sqrt(1 - abar) n``; every sampler here
-has to keep that mean and that variance at each of its levels, exactly.
+has to keep that mean and that variance at each of its levels, exactly. A stage's ``direction`` is
+noise of the variance that belongs to the next level.
 
 Gaussian data of variance v: the ideal network answers ``k x``, so the state stays Gaussian and its
 scale can be followed as a number. The probability-flow ODE carries ``sqrt(abar v + 1 - abar)``.
@@ -40,7 +41,7 @@ def test_known_data_keeps_its_mean_and_its_noise(sampler, steps, last_level):
     mean, variance, data = math.sqrt(abars[0]), 1 - abars[0], 1.0
     for row, abar in zip(table.rows, abars[1:], strict=True):
         mean = row.a * mean + (row.b + row.c) * data
-        variance = row.a**2 * variance + row.s**2
+        variance = row.a**2 * variance + row.s**2 + row.d**2 * (1 - row.alpha_bar_next)
         assert mean == pytest.approx(math.sqrt(abar), abs=1e-12)
         assert variance == pytest.approx(1 - abar, abs=1e-12)
 
@@ -56,7 +57,7 @@ def test_every_table_ends_at_the_clean_estimate(sampler):
 @pytest.mark.parametrize("sampler", names())
 def test_rows_run_from_noisy_to_clean(sampler):
     levels = [row.t for row in table_for(STABLE_DIFFUSION, sampler, 20, 700).rows]
-    assert levels[0] == 700
+    assert 700 - 700 / 20 <= levels[0] <= 700  # DDNM rounds the length of a step down
     assert levels == sorted(levels, reverse=True)
 
 

@@ -1,0 +1,106 @@
+"""Train one of the networks of `networks`: from pictures to packed weights.
+
+    python -m jscc.export.reference.train_networks --network NAME --data DIR --out DIR
+
+A training can be interrupted and continued with `--resume`. What comes out lies in
+``OUT/packed/NAME``: ``model.safetensors`` (float16) and ``config.yaml``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+from safetensors.torch import save
+
+from jscc.export.reference.loop import Plan, read_checkpoint, run
+from jscc.export.reference.networks import NETWORKS, Job
+from jscc.export.reference.tiles import read_tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def pack(name: str, folder: Path) -> Path:
+    """Write the averaged weights in `folder` as ``packed/NAME``, floats as float16.
+
+    Raises:
+        ValueError: A weight is beyond float16.
+    """
+    network = NETWORKS[name]
+    out = folder / "packed" / name
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    weights = read_checkpoint(folder / f"{name}.pt")["ema"]
+    beside = {} if network.beside is None else network.beside(network.config, weights)
+    for key, value in (weights | dict(beside)).items():
+        kept = value.half() if value.is_floating_point() else value
+        if not bool(torch.isfinite(kept).all()):
+            raise ValueError(f"pack: got values beyond float16 in {key}, expected none.")
+        tensors[network.prefix + key] = kept.contiguous().clone()
+    part = out / "model.safetensors.part"
+    part.write_bytes(save(tensors))
+    os.replace(part, out / "model.safetensors")
+    text = yaml.safe_dump(dict(network.config), sort_keys=False)
+    (out / "config.yaml").write_text(text, encoding="utf-8")
+    return out
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jscc.export.reference.train_networks", description=__doc__
+    )
+    parser.add_argument("--network", choices=sorted(NETWORKS), required=True)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of tars of 256x256 tiles, or of pictures"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoints, logs and packed weights"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, help="budget; default: the network's own")
+    parser.add_argument("--steps", type=int, help="budget in steps instead of minutes")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--lpips-weights", type=Path, help="folder of LPIPS weights")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    options = _parser().parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    network = NETWORKS[options.network]
+    device = torch.device(options.device)
+    minutes = options.minutes if options.minutes is not None else network.minutes[device.type]
+    plan = Plan(
+        lr=network.lr,
+        weight_decay=0.01,
+        minutes=None if options.steps is not None else minutes,
+        steps=options.steps,
+        clip=network.clip,
+        betas=network.betas,
+        critic_lr=network.critic_lr,
+        seed=options.seed,
+    )
+    torch.manual_seed(options.seed)
+    job = Job(
+        read_tiles(options.data),
+        options.out,
+        device,
+        network.batch[device.type],
+        network.crops,
+        options.lpips_weights,
+    )
+    run(network.stage(network.config, job), plan, options.out, resume=options.resume)
+    pack(options.network, options.out)
+
+
+if __name__ == "__main__":
+    main()

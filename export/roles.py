@@ -1,0 +1,67 @@
+"""Roles: a system may be made of several networks, each with a checkpoint of its own.
+
+``sing_inn``, for one, takes a ``codec``, a ``prior`` and an ``inn``. On the command line a
+checkpoint is given its role (``--checkpoint prior=ffhq_10m.pt``) or finds it by its weights.
+Where a system has one network only, that network's role has no name.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jscc.runtime.errors import UsageError
+
+REFERENCE = "reference:"
+REFERENCES = Path(__file__).parent / "reference"
+
+_ROLE = re.compile(r"([a-z][a-z_]*)=(.+)", re.DOTALL)
+
+
+def split_role(text: str, roles: Mapping[str, str], option: str) -> tuple[str | None, str]:
+    """``ROLE=VALUE`` to role and value; the role is None where `text` names none.
+
+    A system with one unnamed role takes any value as it is, ``=`` included.
+
+    Raises:
+        UsageError: ``E_ROLE``, the system has no such role.
+    """
+    if "" in roles:
+        return "", text
+    found = _ROLE.fullmatch(text)
+    if found is None or (found[1] not in roles and Path(text).exists()):
+        return None, text
+    if found[1] not in roles:
+        raise UsageError(
+            "E_ROLE",
+            f"{option}: got the role {found[1]!r}, expected one of {', '.join(roles)}. "
+            "Write ROLE=VALUE.",
+        )
+    return found[1], found[2]
+
+
+def by_role(
+    texts: Sequence[str], roles: Mapping[str, str], option: str
+) -> dict[str | None, tuple[str, ...]]:
+    """The values of a repeated option by role; those that name none are under None."""
+    sorted_out: dict[str | None, tuple[str, ...]] = {}
+    for text in texts:
+        role, value = split_role(text, roles, option)
+        sorted_out[role] = (*sorted_out.get(role, ()), value)
+    return sorted_out
+
+
+def reference_folder(name: str) -> Path:
+    """The folder of this project's own weights called `name`.
+
+    Raises:
+        UsageError: ``E_REFERENCE``, there are none of that name.
+    """
+    at_hand = sorted(path.parent.name for path in REFERENCES.glob("*/config.yaml"))
+    if name not in at_hand:
+        raise UsageError(
+            "E_REFERENCE",
+            f"--checkpoint {REFERENCE}NAME: got {name!r}, expected one of "
+            f"{', '.join(at_hand) or 'none: no reference weights lie here'}. Pick one, or give a "
+            "checkpoint of your own.",
+        )
+    return REFERENCES / name

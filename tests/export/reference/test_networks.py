@@ -1,0 +1,142 @@
+"""The networks' own recipes, on synthetic pictures and with tiny networks."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from jscc.export.models.adm import Adm
+from jscc.export.models.af import Af
+from jscc.export.reference import af as af_module
+from jscc.export.reference import prior as prior_module
+from jscc.export.reference import train_networks
+from jscc.export.reference.loop import Plan, read_checkpoint, run
+from jscc.export.reference.networks import NETWORKS, Job
+from jscc.export.reference.prior import PriorStage, alphas_cumprod
+from jscc.export.reference.tiles import read_tiles
+
+TINY = {
+    "af-96": {"c_feat": 4, "c_out": 4},
+    "af-48": {"c_feat": 4, "c_out": 8},
+    "prior": {"model_channels": 32, "channel_mult": [1, 1], "attention_resolutions": [2]},
+}
+SHORT = Plan(lr=1e-3, steps=3, warmup_steps=2, log_every=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_work():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(af_module, "EVALUATED_SNR_DB", (7.0,))
+        patch.setattr(prior_module, "EVALUATED_T", (300,))
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(2):
+        coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiles(folder):
+    return read_tiles(folder)
+
+
+def stage_of(name, tiles, out):
+    network = NETWORKS[name]
+    job = Job(tiles, out, torch.device("cpu"), 2, (32, 64), None)
+    torch.manual_seed(0)
+    return network.stage({**network.config, **TINY[name]}, job)
+
+
+@pytest.fixture(scope="module")
+def codec_out(tiles, tmp_path_factory):
+    out = tmp_path_factory.mktemp("codec")
+    state = run(stage_of("af-96", tiles, out), SHORT, out, resume=False)
+    return out, state
+
+
+def test_the_schedule_is_that_of_ho_et_al():
+    """Share of the signal left at the end of the linear schedule: 4.036e-5 (1e-4 to 0.02)."""
+    abar = alphas_cumprod()
+    assert float(abar[0]) == pytest.approx(1 - 1e-4, abs=1e-12)
+    assert float(abar[-1]) == pytest.approx(4.0358e-5, rel=1e-4)
+
+
+def test_a_network_for_another_bandwidth_begins_from_the_trained_one(tiles, codec_out):
+    out, state = codec_out
+    model = stage_of("af-48", tiles, out).model
+    kept, other = state.ema.state_dict(), model.state_dict()
+    same = "encoder.layers.rb1.conv1.weight"
+    assert torch.equal(other[same], kept[same])
+    assert other["encoder.layers.rbws4.conv1.weight"].shape == (8, 4, 3, 3)
+
+
+def test_what_a_network_builds_on_must_be_there(tiles, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"af-96.pt: got no checkpoint"):
+        stage_of("af-48", tiles, tmp_path)
+
+
+def test_resuming_equals_never_having_stopped(tiles, tmp_path):
+    whole = run(stage_of("prior", tiles, tmp_path / "a"), SHORT, tmp_path / "a", resume=False)
+    run(stage_of("prior", tiles, tmp_path / "b"), SHORT, tmp_path / "b", resume=False, stop_after=1)
+    rest = run(stage_of("prior", tiles, tmp_path / "b"), SHORT, tmp_path / "b", resume=True)
+    assert rest.step == whole.step == 3
+    for name, value in whole.ema.state_dict().items():
+        assert torch.equal(rest.ema.state_dict()[name], value), name
+
+
+def test_the_error_of_a_prior_that_predicts_nothing_is_the_noise_power(tiles):
+    params = {**NETWORKS["prior"].config, **TINY["prior"]}
+    stage = PriorStage(tiles, params, torch.device("cpu"), batch=2, crop=64, last_crop=64)
+    with torch.no_grad():
+        for parameter in stage.model.out.parameters():
+            parameter.zero_()
+        figures = stage.evaluate(stage.model)
+    count = len(tiles.held_out) * 3 * 64 * 64
+    assert figures["error@t300"] == pytest.approx(1.0, abs=6 * math.sqrt(2 / count))
+
+
+def test_the_command_trains_resumes_and_packs(folder, tmp_path, monkeypatch):
+    network = NETWORKS["af-96"]
+    small = dataclasses.replace(
+        network, config={**network.config, **TINY["af-96"]}, batch={"cpu": 2}, crops=(32, 64)
+    )
+    monkeypatch.setitem(NETWORKS, "af-96", small)
+    command = ["--network", "af-96", "--data", str(folder), "--out", str(tmp_path)]
+    train_networks.main([*command, "--steps", "2"])
+    train_networks.main([*command, "--steps", "3", "--resume"])
+    assert read_checkpoint(tmp_path / "af-96.pt")["step"] == 3
+    packed = tmp_path / "packed" / "af-96"
+    config = yaml.safe_load((packed / "config.yaml").read_text())
+    assert config["family"] == "af"
+    weights = load_file(packed / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    assert set(weights) == set(Af.from_config(config).state_dict())
+
+
+def test_weights_that_float16_cannot_hold_are_not_packed(codec_out):
+    out, _ = codec_out
+    saved = read_checkpoint(out / "af-96.pt")
+    name = next(iter(saved["ema"]))
+    saved["ema"][name] = saved["ema"][name] + 1e6
+    torch.save(saved, out / "af-96.pt")
+    with pytest.raises(ValueError, match=f"beyond float16 in {name}"):
+        train_networks.pack("af-96", out)
+
+
+def test_the_prior_is_the_size_that_its_card_says():
+    parameters = sum(p.numel() for p in Adm.from_config(NETWORKS["prior"].config).parameters())
+    assert parameters < 4_000_000
