@@ -6,6 +6,7 @@ memory. What counts is the ratio; quality (the difference between the outputs) s
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -119,7 +120,8 @@ class Remote:
         """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # what a dead process never read
+                    pipe.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:

@@ -212,20 +212,20 @@ def run_loop(
         return noise.draw(seed, frame + image, plan.first_draw + number, inner)
 
     state = np.empty(shape, np.float32)
-    for image, path in enumerate(plan.paths):
-        drawn = draw(image, 0) if path.noise else None
+    for image, path in zip(range(shape[0]), plan.paths, strict=True):
+        fresh = draw(image, 0) if path.noise else None
         begin = None if start is None else start[image]
-        state[image] = _mix(begin, path.signal, drawn, path.noise, inner)
+        state[image] = _mix(begin, path.signal, fresh, path.noise, inner)
     factor = plan.guidance if plan.guide is not None else 0.5 * plan.guidance / math.prod(inner)
     tables = [path.table.guided(factor, plan.guide_every) for path in plan.paths]
     before: Floats | None = None
     for step in range(len(tables[0].rows)):
         rows = [table.rows[step] for table in tables]
-        fresh = any(row.s or row.d for row in rows)
-        drawn = np.stack([draw(i, step + 1) for i in range(len(rows))]) if fresh else None
-        asked = rows[0].t is not None
-        question = _question(state, rows, drawn, guided=plan.guide is not None)
-        answer = denoise(question) if asked else None
+        drawn, answer = None, None
+        if any(row.s or row.d for row in rows):
+            drawn = np.stack([draw(image, step + 1) for image in range(shape[0])])
+        if rows[0].t is not None:
+            answer = denoise(_question(state, rows, drawn, guided=plan.guide is not None))
         state = _advance(state, rows, answer, before, drawn, guide)
         before = before if answer is None else answer.clean
     return state
