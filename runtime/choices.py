@@ -10,6 +10,7 @@ from jscc.runtime.manifest import Loop
 NO_GUIDE = "none"
 STARTS = ("noise", "received")
 MOST_TRAVEL = 1000
+LARGEST_SETTING = 1e9
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,14 @@ def chosen_settings(loop: Loop, choices: Choices) -> dict[str, float]:
     """The loop's knobs, those that the caller turned with their new values.
 
     Raises:
-        UsageError: ``E_SETTING``, a value that is not finite.
+        UsageError: ``E_SETTING``, a value that float32 cannot hold, or an absurd one.
     """
     settings = {name: choices.settings.get(name, value) for name, value in loop.settings.items()}
     for name, value in settings.items():
-        if not math.isfinite(value):
+        if not -LARGEST_SETTING <= value <= LARGEST_SETTING:
             raise UsageError(
-                "E_SETTING", f"setting {name}: got {value}, expected a finite number. Correct it."
+                "E_SETTING",
+                f"setting {name}: got {value}, expected a number from -{LARGEST_SETTING:g} to "
+                f"{LARGEST_SETTING:g}. Correct it.",
             )
     return settings

@@ -266,7 +266,7 @@ class Loop:
     guide: Name | None
     schedule: ScheduleSpec
     sampler: SamplerSpec
-    settings: Mapping[Name, float] = added(2, {})
+    settings: Mapping[Name, Annotated[float, _within(-1e9, 1e9)]] = added(2, {})
     guides: Mapping[Name, Name] = added(2, {})
 
 

@@ -136,6 +136,7 @@ def test_defaults_of_the_bundle_can_be_turned():
         (Choices(travel=(1, 9999)), "E_TRAVEL", "travel: got 1,9999"),
         (Choices(guide="none", guidance=3.0), "E_GUIDANCE", "got 3.0, expected 0: no guide is"),
         (Choices(settings={"eta": float("nan")}), "E_SETTING", "setting eta: got nan, expected"),
+        (Choices(settings={"eta": 1e300}), "E_SETTING", r"got 1e\+300, expected a number from -1e"),
         (Choices(guidance=float("nan")), "E_GUIDANCE", "guidance: got nan"),
     ],
 )

@@ -99,6 +99,12 @@ def test_values_out_of_range_are_refused(guided, changes, shown):
         parse_manifest(serialise_manifest(wrong))
 
 
+def test_a_knob_that_no_float32_holds_is_refused(guided):
+    wrong = replace(with_loop(guided, settings={"eta": 1e300}), format=2)
+    with pytest.raises(BundleError, match=r"/loops/denoise/settings/eta: got 1e\+300, expected"):
+        parse_manifest(serialise_manifest(wrong))
+
+
 def test_knobs(guided):
     refused(
         with_loop(guided, settings={"zeta": 1.0}),
