@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from jscc.export.models.af import Af
@@ -29,6 +30,7 @@ from jscc.export.reference.perceptual_codec import perceptual_stage
 from jscc.export.reference.prior import PriorStage
 from jscc.export.reference.stylegan import StyleganStage, latent_statistics
 from jscc.export.reference.tiles import Tiles
+from jscc.export.roles import REFERENCES
 
 SNR_DB: Final = (0.0, 14.0)
 
@@ -61,17 +63,31 @@ class Job:
     def trained(self, name: str) -> dict[str, Tensor]:
         """Averaged weights of a network that was trained before this one.
 
+        They are its checkpoint's in `out`; where there is none, those that lie packed in
+        ``export/reference``.
+
         Raises:
-            FileNotFoundError: It was not.
+            FileNotFoundError: There are neither.
         """
         path = self.out / f"{name}.pt"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path}: got no checkpoint, expected that of {name}, which this network builds "
-                f"on. Train it first: --network {name}."
-            )
-        weights: dict[str, Tensor] = read_checkpoint(path)["ema"]
-        return weights
+        if path.exists():
+            weights: dict[str, Tensor] = read_checkpoint(path)["ema"]
+            return weights
+        if (REFERENCES / name).is_dir():
+            return unpack(REFERENCES / name)
+        raise FileNotFoundError(
+            f"{path}: got no checkpoint, expected that of {name}, which this network builds "
+            f"on. Train it first: --network {name}."
+        )
+
+
+def unpack(folder: Path) -> dict[str, Tensor]:
+    """Packed weights of this project in `folder`, floats as float32."""
+    tensors = load_file(folder / "model.safetensors")
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -235,7 +251,7 @@ NETWORKS: Final[dict[str, Network]] = {
             "SNR_list": [1, 4, 7, 10, 13],
         },
         stage=_perceptual,
-        lr=3e-3,
+        lr=1e-3,
         minutes={"cpu": 40, "cuda": 90},
         batch={"cpu": 6, "cuda": 48},
         # Convolutions at full size are most of the work: smaller crops, more of them.

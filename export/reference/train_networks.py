@@ -2,7 +2,8 @@
 
     python -m jscc.export.reference.train_networks --network NAME --data DIR --out DIR
 
-A training can be interrupted and continued with `--resume`. What comes out lies in
+A training can be interrupted and continued with `--resume`; `--begin` trains packed weights on,
+without what the optimiser knew. What comes out lies in
 ``OUT/packed/NAME``: ``model.safetensors`` (float16) and ``config.yaml``.
 """
 
@@ -18,11 +19,13 @@ import yaml
 from safetensors.torch import save
 
 from jscc.export.reference.loop import Plan, read_checkpoint, run
-from jscc.export.reference.networks import NETWORKS, Job
+from jscc.export.reference.networks import NETWORKS, Job, unpack
 from jscc.export.reference.tiles import read_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import nn
 
 
 def pack(name: str, folder: Path) -> Path:
@@ -50,6 +53,27 @@ def pack(name: str, folder: Path) -> Path:
     return out
 
 
+def begin(model: nn.Module, folder: Path, prefix: str) -> None:
+    """Give `model` the packed weights in `folder`, which may hold more than it takes.
+
+    Raises:
+        ValueError: Some are missing or of another shape.
+    """
+    packed = unpack(folder)
+    wanted = model.state_dict()
+    unfit = [
+        name
+        for name, value in wanted.items()
+        if prefix + name not in packed or packed[prefix + name].shape != value.shape
+    ]
+    if unfit:
+        raise ValueError(
+            f"--begin {folder}: got no {unfit[0]!r} of shape {tuple(wanted[unfit[0]].shape)} "
+            f"({len(unfit)} like it), expected the packed weights of this network. Name its folder."
+        )
+    model.load_state_dict({name: packed[prefix + name] for name in wanted})
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jscc.export.reference.train_networks", description=__doc__
@@ -65,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="budget; default: the network's own")
     parser.add_argument("--steps", type=int, help="budget in steps instead of minutes")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--begin", type=Path, metavar="DIR", help="packed weights to train on")
     parser.add_argument("--lpips-weights", type=Path, help="folder of LPIPS weights")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--seed", type=int, default=0)
@@ -98,7 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network.crops,
         options.lpips_weights,
     )
-    run(network.stage(network.config, job), plan, options.out, resume=options.resume)
+    stage = network.stage(network.config, job)
+    if options.begin is not None:
+        begin(stage.model, options.begin, network.prefix)
+    run(stage, plan, options.out, resume=options.resume)
     pack(options.network, options.out)
 
 

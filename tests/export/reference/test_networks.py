@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from jscc.export.models.adm import Adm
 from jscc.export.models.af import Af
 from jscc.export.reference import af as af_module
+from jscc.export.reference import networks, train_networks
 from jscc.export.reference import prior as prior_module
-from jscc.export.reference import train_networks
 from jscc.export.reference.loop import Plan, read_checkpoint, run
 from jscc.export.reference.networks import NETWORKS, Job
 from jscc.export.reference.prior import PriorStage, alphas_cumprod
@@ -84,9 +84,31 @@ def test_a_network_for_another_bandwidth_begins_from_the_trained_one(tiles, code
     assert other["encoder.layers.rbws4.conv1.weight"].shape == (8, 4, 3, 3)
 
 
-def test_what_a_network_builds_on_must_be_there(tiles, tmp_path):
+def test_what_a_network_builds_on_must_be_there(tiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "REFERENCES", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"af-96.pt: got no checkpoint"):
         stage_of("af-48", tiles, tmp_path)
+
+
+def test_a_network_without_checkpoint_builds_on_packed_weights(tiles, codec_out, monkeypatch):
+    out, state = codec_out
+    monkeypatch.setattr(networks, "REFERENCES", train_networks.pack("af-96", out).parent)
+    model = stage_of("af-48", tiles, out / "nowhere").model
+    same = "encoder.layers.rb1.conv1.weight"
+    kept = state.ema.state_dict()[same].half().float()
+    assert torch.equal(model.state_dict()[same], kept)
+
+
+def test_training_begins_from_packed_weights(codec_out):
+    out, state = codec_out
+    folder = train_networks.pack("af-96", out)
+    model = Af.from_config({**NETWORKS["af-96"].config, **TINY["af-96"]})
+    train_networks.begin(model, folder, "")
+    for name, value in state.ema.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value.half().float()), name
+    other = Af.from_config({**NETWORKS["af-48"].config, **TINY["af-48"]})
+    with pytest.raises(ValueError, match=r"got no 'encoder.* of shape \(8,"):
+        train_networks.begin(other, folder, "")
 
 
 def test_resuming_equals_never_having_stopped(tiles, tmp_path):
