@@ -83,6 +83,34 @@ def codec_config(config: Config) -> tuple[Config, str]:
     return config, ""
 
 
+def _recognised(config: Config) -> Config:
+    """The parameters of a recognised codec of DiffJSCC; an official configuration's go first."""
+    inner, _ = codec_config(config)
+    official = inner.get("params", {})
+    return {**config, **official} if isinstance(official, dict) else config
+
+
+def _recognised_cnn(source: WeightSource, config: Config, prefix: str) -> Codec:
+    """Trained over 0 to 14 dB, as all published ones, where the configuration says nothing else."""
+    return _cnn(source, {"SNR_low": 0.0, "SNR_high": 14.0, **_recognised(config)}, prefix)
+
+
+def _recognised_swin(source: WeightSource, config: Config, prefix: str) -> Codec:
+    """No weights were published, so nothing is known of the SNRs unless they are given.
+
+    Raises:
+        CheckpointError: ``E_CONFIG``, they are not.
+    """
+    params = _recognised(config)
+    if not {"SNR_low", "SNR_high"} <= set(params):
+        raise CheckpointError(
+            "E_CONFIG",
+            "config: got no SNR_low and SNR_high, expected the SNRs in dB that this codec was "
+            "trained on: its weights do not tell. Write both into a file and add --config FILE.",
+        )
+    return _swin(source, params, prefix)
+
+
 def _cnn(source: WeightSource, params: Config, prefix: str) -> Codec:
     """The convolutional codec of DiffJSCC; under Rayleigh fading both ends are told h."""
 
@@ -224,4 +252,6 @@ _FAMILIES = {
     "bourtsoulatze": _bourtsoulatze,
     "generative": _generative,
     "swinjscc": swinjscc,
+    "diffjscc_cnn": _recognised_cnn,
+    "diffjscc_swin": _recognised_swin,
 }

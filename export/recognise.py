@@ -17,11 +17,13 @@ from jscc.export.models import (
     bourtsoulatze,
     commin,
     ddim_unet,
+    deepjscc_cnn,
     generative,
     inn,
     lpips,
     pdjscc,
     stylegan2,
+    swin,
     swinjscc,
 )
 from jscc.runtime.errors import CheckpointError, UsageError
@@ -89,6 +91,14 @@ FAMILIES: tuple[Family, ...] = (
     Family("bourtsoulatze", "codec", bourtsoulatze.config_of, below=HALVES),
     Family("generative", "codec", generative.config_of, below=HALVES),
     Family("swinjscc", "codec", swinjscc.config_of, below=HALVES),
+    Family(
+        "diffjscc_cnn",
+        "codec",
+        deepjscc_cnn.config_of,
+        deepjscc_cnn.canonical,
+        below=("E.", "G."),
+    ),
+    Family("diffjscc_swin", "codec", swin.config_of, below=HALVES),
     Family("stylegan2", "generator", stylegan2.config_of),
     Family("lpips", "lpips", lpips.config_of),
     Family("inn", "inn", inn.config_of, inn.canonical, below=("lifts.", "snr.")),

@@ -14,6 +14,7 @@ The first half of the planes is the real part of the symbols, the second half th
 from __future__ import annotations
 
 import itertools
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -192,3 +193,52 @@ class DeepJscc(nn.Module):
             **shared,
         )
         return cls(encoder, decoder)
+
+
+# Whole ControlLDM files hold the codec below this, beside networks and tables of their own.
+WHOLE: Final = "preprocess_model."
+BESIDE: Final = re.compile(
+    r"(model\.diffusion_model|model_ema|control_model|cond_stage_model|cond_encoder"
+    r"|first_stage_model|blip_model)\.|betas$|logvar$|alphas_cumprod|sqrt_|posterior_"
+    r"|log_one_minus_alphas_cumprod$"
+)
+
+
+def canonical(name: str) -> str | None:
+    """``preprocess_model.E…`` to ``E…``; nothing of what else a ControlLDM is made of."""
+    return None if BESIDE.match(name) else name.removeprefix(WHOLE)
+
+
+def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The parameters of the codec that has these names and shapes; None if it is no such.
+
+    The channel it was trained on shows in the width of what both halves are told. The range of
+    SNRs does not show.
+    """
+    names = ("E.net.1.weight", "E.projection.weight", "G.mask_conv.weight")
+    first, sent, received = (shapes.get(name) for name in names)
+    told = shapes.get("E.res_list.1.model_multi.0.weight")
+    if first is None or sent is None or received is None or told is None:
+        return None
+    halvings = sum(1 for name in shapes if re.fullmatch(r"E\.net\.\d+\.running_mean", name)) - 1
+    last = shapes.get(f"G.model.{3 * halvings + 1}.weight")
+    channels = {told[0] + count: name for name, count in CSI_FEATURES.items()}
+    if last is None or told[1] not in channels:
+        return None
+    return {
+        "input_nc": first[1],
+        "output_nc": last[0],
+        "ngf": first[0],
+        "max_ngf_E": sent[1],
+        "max_ngf_D": received[0],
+        "n_downsample": halvings,
+        "n_blocks_E": _count_blocks(shapes, "E"),
+        "n_blocks_D": _count_blocks(shapes, "G"),
+        "C_channel": sent[0],
+        "channel": channels[told[1]],
+    }
+
+
+def _count_blocks(shapes: Mapping[str, tuple[int, ...]], half: str) -> int:
+    found = (re.match(rf"{half}\.res_list\.(\d+)\.conv_block\.", name) for name in shapes)
+    return len({match[1] for match in found if match})

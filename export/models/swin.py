@@ -32,6 +32,7 @@ from jscc.export.models.swin_blocks import (
     modulation,
     multiple_of,
 )
+from jscc.export.models.swinjscc import columns_of, is_diffjscc
 
 CHANNELS: Final = ("AWGN", "Rayleigh")
 REQUIRED: Final = frozenset(
@@ -41,15 +42,15 @@ REQUIRED: Final = frozenset(
         "depths_d",
         "embed_dims",
         "embed_dims_d",
-        "img_size_h",
-        "img_size_w",
         "in_chans",
         "mlp_ratio",
         "num_heads",
         "num_heads_d",
-        "window_size",
     }
 )
+# What the windows follow from, and the windows themselves as `config_of` reads them off the shapes.
+TRAINED: Final = frozenset({"img_size_h", "img_size_w", "window_size"})
+FOUND: Final = frozenset({"windows", "windows_d", "shifted", "shifted_d"})
 
 
 class Encoder(nn.Module):
@@ -119,7 +120,7 @@ class DeepJsccSwin(nn.Module):
 
     @classmethod
     def from_config(cls, params: Mapping[str, Any]) -> Self:
-        """Build the codec of `params`, an official configuration.
+        """Build the codec of `params`, an official configuration or what `config_of` finds.
 
         Raises:
             ValueError: A value asks for something this codec has not.
@@ -146,23 +147,32 @@ def _stages(params: Mapping[str, Any], suffix: str) -> list[StageConfig]:
             f"deepjscc_swin: got {[len(column) for column in columns]} entries in embed_dims, "
             f"depths and num_heads{suffix}, expected equal numbers. Correct the file."
         )
+    rows = zip(*columns, _windows(params, suffix, len(columns[0])), strict=True)
+    ratio = float(params["mlp_ratio"])
+    return [
+        StageConfig(width, depth, heads, window, window // 2 if shifted else 0, ratio)
+        for width, depth, heads, (window, shifted) in rows
+    ]
+
+
+def _windows(params: Mapping[str, Any], suffix: str, levels: int) -> list[tuple[int, bool]]:
+    """Side of the windows of each stage, and whether every second block shifts them.
+
+    The network was built for one image size: where a window did not fit into it, windows are
+    smaller and unshifted at every size.
+    """
+    if set(params) >= FOUND:
+        return list(zip(params[f"windows{suffix}"], params[f"shifted{suffix}"], strict=True))
+    most = int(params["window_size"])
     side = min(int(params["img_size_h"]), int(params["img_size_w"])) // PATCH
-    sides = [side // 2**level for level in range(len(columns[0]))]
-    rows = zip(*columns, sides if not suffix else reversed(sides), strict=True)
-    stages = []
-    for width, depth, heads, side in rows:
-        # The network was built for one image size: where a window did not fit into it, windows
-        # are smaller and unshifted at every size.
-        fits = side > int(params["window_size"])
-        window = int(params["window_size"]) if fits else side
-        shift = window // 2 if fits else 0
-        ratio = float(params["mlp_ratio"])
-        stages.append(StageConfig(width, depth, heads, window, shift, ratio))
-    return stages
+    sides = [side // 2**level for level in range(levels)]
+    windows = [(min(side, most), side > most) for side in sides]
+    return windows[::-1] if suffix else windows
 
 
 def _check_params(params: Mapping[str, Any]) -> None:
-    if missing := sorted(REQUIRED - set(params)):
+    required = REQUIRED if set(params) >= FOUND else REQUIRED | TRAINED
+    if missing := sorted(required - set(params)):
         raise ValueError(
             f"deepjscc_swin: got no {missing}, expected a value for each. "
             "Take the config.yaml that came with the checkpoint."
@@ -184,3 +194,15 @@ def _check_params(params: Mapping[str, Any]) -> None:
             f"deepjscc_swin.embed_dims_d: got {len(params['embed_dims_d'])} stages, expected "
             f"{len(params['embed_dims'])} as in embed_dims. Correct the file."
         )
+
+
+def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The parameters of the network that has these names and shapes; None if it is no such.
+
+    The table of positions that nothing reads tells this codec from SwinJSCC's. The range of SNRs
+    that it was trained on is not in the weights.
+    """
+    head, columns = shapes.get("encoder.head_list.weight"), columns_of(shapes)
+    if not is_diffjscc(shapes) or head is None or columns is None:
+        return None
+    return {"patch_size": PATCH, "bottleneck_dim": head[0], **columns}

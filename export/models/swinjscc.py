@@ -302,17 +302,28 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
 
     Base and sa have the same names: ``variant`` is then missing, and has to be told.
     """
-    if "encoder.patch_embed.proj.weight" not in shapes or _is_diffjscc(shapes):
+    columns = None if is_diffjscc(shapes) else columns_of(shapes)
+    if columns is None:
         return None
-    down, up = (_found_stages(shapes, half) for half in ("encoder", "decoder"))
-    if not (down and up):
-        return None
-    params: dict[str, Any] = {"in_chans": shapes["encoder.patch_embed.proj.weight"][1]}
+    params: dict[str, Any] = {}
     head = shapes.get("encoder.head_list.weight")
     if head is not None:
         params["C"] = head[0]
     elif any(name.startswith("encoder.bm_list1.") for name in shapes):
         params["variant"] = "sa_ra"
+    return {**params, **columns}
+
+
+def columns_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """What names and shapes say of the stages of both halves, one list per parameter.
+
+    None where this is no codec of shifted windows. The decoder's lists end in ``_d``.
+    """
+    patches = shapes.get("encoder.patch_embed.proj.weight")
+    down, up = (_found_stages(shapes, half) for half in ("encoder", "decoder"))
+    if patches is None or not (down and up):
+        return None
+    params: dict[str, Any] = {"in_chans": patches[1]}
     masked = any(name.endswith("attn_mask") for name in shapes)
     for stages, suffix in ((down, ""), (up, "_d")):
         for key in ("embed_dims", "depths", "num_heads", "windows", "shifted"):
@@ -323,7 +334,7 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
     return params
 
 
-def _is_diffjscc(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def is_diffjscc(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether this is DiffJSCC's codec of the same names, which ends in a sigmoid."""
     return "decoder.absolute_pos_embed" in shapes
 

@@ -205,12 +205,13 @@ class _Geometry:
 
 
 def _params(config: Config) -> Config:
-    target = str(config.get("target", ""))
-    if target != "model.cldm.ControlLDM":
+    got = str(config.get("family", config.get("target", "nothing")))
+    if got != "model.cldm.ControlLDM":
         raise CheckpointError(
             "E_CKPT_CONFIG",
-            f"config: got target {target!r}, expected 'model.cldm.ControlLDM'. "
-            "Give the config.yaml of a DiffJSCC checkpoint, or use --model deepjscc for a codec.",
+            f"config: got {got!r}, expected the target 'model.cldm.ControlLDM'. "
+            "Give the config.yaml of a DiffJSCC checkpoint and no --codec, or use --model deepjscc for "
+            "a codec.",
         )
     return section(config, "params")
 

@@ -60,14 +60,14 @@ def test_destination_is_looked_at_first(
     assert "E_EXISTS" in message
 
 
-def test_checkpoint_without_configuration(
-    codec_checkpoint: Path, tmp_path: Path, capsys: Any
-) -> None:
-    (codec_checkpoint / "config.yaml").unlink()
-    command = ("--model", "deepjscc", "--checkpoint", str(codec_checkpoint / "model.ckpt"))
+def test_checkpoint_without_configuration(tmp_path: Path, capsys: Any) -> None:
+    """Weights tell the codec of a ControlLDM, but not all of the rest."""
+    folder = tiny_checkpoint.write_control_ldm(tmp_path / "checkpoint")
+    (folder / "config.yaml").unlink()
+    command = ("--model", "diffjscc", "--checkpoint", str(folder / "model.ckpt"))
     status, message = refused(capsys, *command, "-o", str(tmp_path / "x.jscc"))
     assert status == 65
-    assert "got no config.yaml beside it" in message
+    assert "got 'diffjscc_cnn', expected the target 'model.cldm.ControlLDM'" in message
 
 
 def test_weights_that_no_stage_takes(tmp_path: Path, capsys: Any) -> None:

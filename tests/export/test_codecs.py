@@ -9,11 +9,13 @@ import pytest
 import torch
 import yaml
 
+import tiny_checkpoint
 from jscc.export.cli import main
 from jscc.export.codecs import codec_of
 from jscc.export.gather import Request, gather
 from jscc.export.models.bourtsoulatze import Bourtsoulatze
 from jscc.export.models.pdjscc import Pdjscc
+from jscc.export.models.swin import DeepJsccSwin
 from jscc.export.source import RandomSource
 from jscc.export.system import Options, find
 from jscc.runtime.bundle import Bundle
@@ -149,3 +151,68 @@ def test_discriminator_and_losses_are_left_out(tmp_path: Path) -> None:
     planes = plan.stages[0].build()(image, snr)
     assert planes.shape == (1, 2, 4, 6)
     assert plan.stages[1].build()(planes, snr).shape == image.shape
+
+
+def swin_checkpoint(folder: Path) -> Path:
+    """A file of DiffJSCC's Swin codec alone, as its trainer stores it."""
+    network = DeepJsccSwin.from_config(tiny_checkpoint.SWIN["params"])
+    rng = torch.Generator().manual_seed(2)
+    state = {
+        name: tensor.normal_(std=0.2, generator=rng)
+        for name, tensor in network.state_dict().items()
+    }
+    state["decoder.absolute_pos_embed"] = torch.zeros(1, 16, 12)
+    for half in ("encoder", "decoder"):  # the second block of every stage that shifts its windows
+        state[f"{half}.layers.{0 if half == 'encoder' else 1}.blocks.1.attn_mask"] = torch.zeros(
+            16, 16, 16
+        )
+    path = folder / "swin.ckpt"
+    torch.save({"state_dict": state}, path)
+    return path
+
+
+@pytest.mark.parametrize("named", ["", "diffjscc_swin"])
+def test_the_swin_codec_is_told_by_its_weights(tmp_path: Path, named: str) -> None:
+    """All but the SNRs, which the error asks for."""
+    path = swin_checkpoint(tmp_path)
+    system = find("deepjscc")
+    source, _ = gather(system, Request((str(path),), codec=named))
+    with pytest.raises(CheckpointError, match="config: got no SNR_low and SNR_high") as caught:
+        system.plan(source, Options())
+    assert caught.value.code == "E_CONFIG"
+    (tmp_path / "snrs.yaml").write_text("SNR_low: 1\nSNR_high: 13\n")
+    request = Request((str(path),), configs=(str(tmp_path / "snrs.yaml"),), codec=named)
+    source, _ = gather(system, request)
+    plan = system.plan(source, Options())
+    assert plan.signal.snr_db_range == (1.0, 13.0)
+    assert (plan.signal.planes, plan.signal.stride, plan.image.multiple) == (4, 4, 16)
+    official = DeepJsccSwin.from_config(tiny_checkpoint.SWIN["params"])
+    found = DeepJsccSwin.from_config(source.config)
+    assert (found.down, found.up) == (official.down, official.up)
+    image, snr = torch.rand(1, 3, 16, 32), torch.tensor([5.0])
+    planes = plan.stages[0].build()(image, snr)
+    assert plan.stages[1].build()(planes, snr).shape == image.shape
+
+
+@pytest.mark.parametrize("named", ["", "diffjscc_cnn"])
+@pytest.mark.parametrize("channel", ["AWGN", "Rayleigh"])
+def test_the_convolutional_codec_is_told_by_its_weights(
+    tmp_path: Path, channel: str, named: str
+) -> None:
+    folder = tiny_checkpoint.write_codec(tmp_path / "x", channel=channel, SNR_low=-2)
+    system = find("deepjscc")
+    beside, _ = gather(system, Request((str(folder),), codec=named))
+    assert system.plan(beside, Options()).signal.snr_db_range == (-2.0, 14.0)
+    (folder / "config.yaml").unlink()
+    source, _ = gather(system, Request((str(folder / "model.ckpt"),), codec=named))
+    plan = system.plan(source, Options())
+    told = ("snr_db",) if channel == "AWGN" else ("snr_db", "gain")
+    assert (plan.signal.csi_inputs, plan.signal.snr_db_range) == (told, (0.0, 14.0))
+    image, csi = torch.rand(1, 3, 32, 48), (torch.tensor([5.0]), torch.tensor([[0.5, 0.3]]))
+    for official, recognised in zip(
+        system.plan(beside, Options()).stages, plan.stages, strict=True
+    ):
+        given = csi[: len(told)]
+        out = recognised.build()(image, *given)
+        assert torch.equal(out, official.build()(image, *given))
+        image = out

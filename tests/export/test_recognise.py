@@ -6,6 +6,7 @@ import torch
 from jscc.export import recognise as module
 from jscc.export.models.af import VARIANTS, Af
 from jscc.export.models.bourtsoulatze import Bourtsoulatze
+from jscc.export.models.deepjscc_cnn import DeepJscc
 from jscc.export.models.pdjscc import Pdjscc
 from jscc.export.recognise import find_family, must_match, recognise
 from jscc.runtime.errors import CheckpointError, UsageError
@@ -20,6 +21,32 @@ def meta(build):
         return shapes_of(build())
 
 
+CNNS = (
+    {
+        "input_nc": 3,
+        "output_nc": 3,
+        "ngf": 4,
+        "max_ngf_E": 16,
+        "max_ngf_D": 12,
+        "n_downsample": 4,
+        "n_blocks_E": 1,
+        "n_blocks_D": 3,
+        "C_channel": 6,
+        "channel": "AWGN",
+    },
+    {
+        "input_nc": 1,
+        "output_nc": 1,
+        "ngf": 6,
+        "max_ngf_E": 24,
+        "max_ngf_D": 24,
+        "n_downsample": 3,
+        "n_blocks_E": 2,
+        "n_blocks_D": 1,
+        "C_channel": 4,
+        "channel": "Rayleigh",
+    },
+)
 NETWORKS = {
     **{
         f"af-{variant}": (
@@ -30,6 +57,13 @@ NETWORKS = {
     },
     "pdjscc": (lambda: Pdjscc(32, 2), {"family": "pdjscc", "c_feat": 32, "c_out": 2}),
     "bourtsoulatze": (lambda: Bourtsoulatze(8), {"family": "bourtsoulatze", "c_out": 8}),
+    **{
+        f"diffjscc_cnn-{config['channel']}": (
+            lambda config=config: DeepJscc.from_config(config),
+            {"family": "diffjscc_cnn", **config},
+        )
+        for config in CNNS
+    },
 }
 
 
@@ -82,6 +116,30 @@ def test_lists_of_layers_as_kaira_stores_them():
     found = recognise({**stored, "val_lpips.net.lin0.model.1.weight": (1, 64, 1, 1)})
     assert found.config["variant"] == "wz"
     assert sorted(found.names.values()) == sorted(own)
+
+
+def test_the_codec_of_a_whole_control_ldm():
+    """What else it is made of is left out, strangers are not."""
+    own = meta(NETWORKS["diffjscc_cnn-AWGN"][0])
+    beside = {
+        "control_model.input_hint_block.0.weight": (16, 3, 3, 3),
+        "model.diffusion_model.out.0.weight": (32,),
+        "first_stage_model.loss.discriminator.main.0.bias": (64,),
+        "sqrt_recip_alphas_cumprod": (1000,),
+    }
+    found = recognise(
+        {**beside, **{f"preprocess_model.{name}": shape for name, shape in own.items()}}
+    )
+    assert dict(found.config) == NETWORKS["diffjscc_cnn-AWGN"][1]
+    assert sorted(found.names.values()) == sorted(own)
+    more = recognise({**own, "refiner.weight": (1,)})
+    assert more.names["refiner.weight"] == "refiner.weight"
+
+
+def test_a_codec_told_something_else_is_none_of_diffjscc_s():
+    own = meta(NETWORKS["diffjscc_cnn-AWGN"][0])
+    told = "E.res_list.1.model_multi.0.weight"
+    assert recognise({**own, told: (own[told][0], own[told][0] + 2)}) is None
 
 
 def test_first_residual_block_tells_two_authors_apart():

@@ -12,6 +12,7 @@ from torch import nn
 from jscc.export.models.adm import Adm
 from jscc.export.models.autoencoder import Autoencoder
 from jscc.export.models.deepjscc_cnn import DeepJscc
+from jscc.export.models.swin import DeepJsccSwin
 from jscc.export.models.unet import Control, Unet
 
 if TYPE_CHECKING:
@@ -30,6 +31,29 @@ CODEC: dict[str, Any] = {
         "output_nc": 3,
         "n_blocks_E": 1,
         "n_blocks_D": 1,
+        "SNR_low": 0,
+        "SNR_high": 14,
+        "channel": "AWGN",
+    },
+}
+
+# At the training size of 16 pixels, windows of 4 fit into the first stage's 8x8 positions only.
+SWIN: dict[str, Any] = {
+    "target": "model.deepjscc_swin.DeepJSCC_SWIN",
+    "params": {
+        "img_size_h": 16,
+        "img_size_w": 16,
+        "patch_size": 2,
+        "in_chans": 3,
+        "embed_dims": [8, 12],
+        "embed_dims_d": [12, 8],
+        "depths": [2, 2],
+        "depths_d": [2, 2],
+        "num_heads": [2, 3],
+        "num_heads_d": [3, 2],
+        "bottleneck_dim": 4,
+        "window_size": 4,
+        "mlp_ratio": 4.0,
         "SNR_low": 0,
         "SNR_high": 14,
         "channel": "AWGN",
@@ -137,7 +161,7 @@ def write_control_ldm(folder: Path, config: dict[str, Any] = LDM) -> Path:
         if key.startswith(("encoder.", "quant_conv."))
     }
     parts = {
-        "preprocess_model.": DeepJscc.from_config(params["preprocess_config"]["params"]),
+        "preprocess_model.": _codec(params["preprocess_config"]),
         "control_model.": Control.from_config(params["control_stage_config"]["params"]),
         "model.diffusion_model.": Unet.from_config(params["unet_config"]["params"]),
     }
@@ -148,6 +172,12 @@ def write_control_ldm(folder: Path, config: dict[str, Any] = LDM) -> Path:
         weights |= {f"{prefix}{key}": value for key, value in state.items()}
     weights["betas"] = torch.linspace(0.1, 0.2, 1000)
     return _write(folder, config, weights)
+
+
+def _codec(config: dict[str, Any]) -> nn.Module:
+    """The codec of an official configuration."""
+    family = DeepJscc if config["target"] == CODEC["target"] else DeepJsccSwin
+    return family.from_config(config["params"])
 
 
 def _drawn(network: nn.Module, seed: int) -> nn.Module:

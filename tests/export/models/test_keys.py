@@ -11,6 +11,7 @@ from jscc.export.models.deepjscc_cnn import DeepJscc
 from jscc.export.models.swin import DeepJsccSwin
 from jscc.export.models.text import TextTower
 from jscc.export.models.unet import Control, Unet
+from jscc.export.recognise import recognise
 
 # The published configuration (Stable Diffusion 2.1).
 TRUNK = {
@@ -150,3 +151,23 @@ def test_control_without_snr_has_the_keys_of_diffbir(full_size_keys):
     with torch.device("meta"):
         module = Control.from_config(params)
     assert shapes(module) == below(full_size_keys(LIST), "control_model.", ("snr_embed.*",))
+
+
+def test_names_tell_the_codec_of_control_ldm(full_size_keys):
+    """All of the published configuration but the normalisation, which has one form here."""
+    found = recognise(full_size_keys(LIST))
+    expected = {key: value for key, value in CODEC.items() if key != "norm"}
+    assert dict(found.config) == {"family": "diffjscc_cnn", **expected}
+    assert len(found.names) == len(below(full_size_keys(LIST), "preprocess_model."))
+
+
+def test_names_tell_the_swin_codec(full_size_keys):
+    """Windows and their shifts instead of the image size that they follow from."""
+    keys = full_size_keys("diffjscc_swin.txt")
+    found = recognise(keys)
+    assert found.family.name == "diffjscc_swin"
+    lists = ("embed_dims", "depths", "num_heads", "embed_dims_d", "depths_d", "num_heads_d")
+    assert {name: found.config[name] for name in lists} == {name: SWIN[name] for name in lists}
+    told, known = DeepJsccSwin.from_config(found.config), DeepJsccSwin.from_config(SWIN)
+    assert (told.down, told.up, told.multiple) == (known.down, known.up, known.multiple)
+    assert shapes(told) == shapes(known)
