@@ -104,7 +104,7 @@ def from_network(image: Floats, rounding: str) -> Pixels:
 
     Args:
         image: Finite.
-        rounding: ``truncate`` (as the official DiffJSCC) or ``nearest``.
+        rounding: ``truncate`` or ``nearest``, whichever the weights were measured with.
     """
     scaled = np.clip(image, 0.0, 1.0) * np.float32(255.0)
     if rounding == "nearest":

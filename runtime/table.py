@@ -163,8 +163,8 @@ def table_for(
 def timesteps(schedule: Schedule, steps: int, last_level: int) -> tuple[int, ...]:
     """`steps` noise levels from 0 to `last_level`, ascending, equally spaced and rounded.
 
-    Rounds half to even, as the official DiffJSCC sampler (``space_timesteps``). One step alone
-    is taken from `last_level`; the official code has no such case.
+    Rounds half to even, as ``space_timesteps`` of Nichol and Dhariwal's improved-diffusion does
+    through Python's ``round``. One step alone is taken from `last_level`.
 
     Raises:
         UsageError: ``E_STEPS``, fewer than one step or more than there are levels.

@@ -210,8 +210,8 @@ def _params(config: Config) -> Config:
         raise CheckpointError(
             "E_CKPT_CONFIG",
             f"config: got {got!r}, expected the target 'model.cldm.ControlLDM'. "
-            "Give the config.yaml of a DiffJSCC checkpoint and no --codec, or use --model deepjscc for "
-            "a codec.",
+            "Give the config.yaml of a DiffJSCC checkpoint and no --codec, or use --model deepjscc "
+            "for a codec.",
         )
     return section(config, "params")
 

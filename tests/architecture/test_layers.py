@@ -1,6 +1,7 @@
 """The layers of the design: what may import what, and that the linter would see a breach."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SYSTEMS = sorted(path.stem for path in (ROOT / "export" / "systems").glob("[a-z]*.py"))
 PACKAGE = ROOT / ".src" / "jscc"
 FOLDERS = ("benchmarks", "calibration", "export", "kernels", "runtime")
 
@@ -128,3 +130,21 @@ def is_root(name: str) -> bool:
 def test_test_files_have_unique_names():
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def names_of_systems(text: str) -> list[str]:
+    """Names of systems in `text`, however their words are joined."""
+    words = "|".join(name.replace("_", "[-_ ]?") for name in SYSTEMS)
+    return re.findall(rf"(?<![a-z])(?:{words})(?![a-z])", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", modules("runtime"), ids=lambda path: path.name)
+def test_the_runtime_names_no_system(path):
+    assert names_of_systems(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_system_s_name_would_be_seen():
+    assert {"deepjscc", "diffjscc", "sing_zero"} <= set(SYSTEMS)
+    for text in ("if system == 'sing_zero':", "as DiffJSCC does", "for SING-Zero and others"):
+        assert len(names_of_systems(text)) == 1
+    assert names_of_systems("single processing steps of jscc") == []
