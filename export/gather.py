@@ -17,7 +17,7 @@ from jscc.export.checkpoint import (
 )
 from jscc.export.hub import locate
 from jscc.export.load import rename
-from jscc.export.recognise import Recognised, find_family, must_match, recognise
+from jscc.export.recognise import Recognised, family_names, find_family, must_match, recognise
 from jscc.export.roles import REFERENCE, by_role, reference_folder
 from jscc.export.source import CheckpointSource, NetworkFiles, RandomSource
 from jscc.export.tensor_file import form
@@ -210,6 +210,8 @@ def _network(
     settings = read_config(beside) if beside else {}
     forced = request.codec if role in ("", CODEC) else ""
     recognised = _identify(opened, settings, forced)
+    if recognised is None and role not in ("", CODEC):
+        raise _unrecognised(role, opened)
     if recognised is None and beside is None:
         raise CheckpointError(
             "E_CKPT_CONFIG",
@@ -245,6 +247,16 @@ def _identify(opened: _Opened, settings: Config, forced: str) -> Recognised | No
         family = find_family(str(settings["family"]), "config, family")
         return must_match(family, shapes, opened.name)
     return None if "target" in settings else recognise(shapes)
+
+
+def _unrecognised(role: str, opened: _Opened) -> CheckpointError:
+    """Only codecs have configurations from elsewhere; any other network is told by its weights."""
+    listed = ", ".join(list(opened.tensors)[:MAX_LISTED])
+    return CheckpointError(
+        "E_CKPT_FAMILY",
+        f"--checkpoint {role}={opened.name}: got weights {listed}, …, expected all those of one of "
+        f"{', '.join(family_names(role))}. Repeat {role}= for each file if there are several.",
+    )
 
 
 def _check_role(role: str, name: str, recognised: Recognised) -> None:

@@ -100,7 +100,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("diffjscc_swin", "codec", swin.config_of, below=HALVES),
     Family("stylegan2", "generator", stylegan2.config_of),
-    Family("lpips", "lpips", lpips.config_of),
+    Family("lpips", "lpips", lpips.config_of, lpips.canonical),
     Family("inn", "inn", inn.config_of, inn.canonical, below=("lifts.", "snr.")),
     Family("commin", "inn", commin.config_of, below=("nets.",)),
 )

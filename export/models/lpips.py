@@ -1,12 +1,14 @@
-"""LPIPS v0.1 on AlexNet features, as the published weights name them.
+"""LPIPS v0.1 on AlexNet features, under every name that its published weights have.
 
 Richard Zhang, Phillip Isola, Alexei A. Efros, Eli Shechtman, Oliver Wang, "The Unreasonable
 Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924, equation 1. The features
-are torchvision's (``features.{i}``), the heads the authors' (``alex.lin{d}.model.1``).
+are named as in torchvision's AlexNet (``features.{i}``), the heads ``alex.lin{d}.model.1``; see
+`canonical` for the other names.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -79,7 +81,26 @@ class Lpips(nn.Module):
         return taps
 
 
+# Of torchvision's AlexNet the classifier; of the package ``lpips`` its input scaling and the heads
+# that it stores a second time.
+UNUSED: Final = re.compile(r"(classifier|scaling_layer|lins)\.")
+
+
+def canonical(name: str) -> str | None:
+    """The names in the authors' own files and in torchvision's, to this module's.
+
+    ``lin{d}.model.1`` is a head in the authors' ``alex.pth`` and in the package ``lpips``;
+    ``net.slice{s}.{i}`` is ``features.{i}`` in the latter.
+    """
+    if UNUSED.match(name):
+        return None
+    if re.match(r"lin\d\.", name):
+        return f"alex.{name}"
+    return re.sub(r"^net\.slice\d\.", "features.", name)
+
+
 def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
     """An empty configuration where the weights are LPIPS's on AlexNet, or None."""
     wanted = {"features.0.weight", "features.10.weight", "alex.lin0.model.1.weight"}
+    # Heads and features may be two files, so that either alone is not enough.
     return {} if wanted <= set(shapes) else None
