@@ -33,6 +33,7 @@ from jscc.export.reference.tiles import Tiles
 from jscc.export.roles import REFERENCES
 
 SNR_DB: Final = (0.0, 14.0)
+DEVICES: Final = ("cpu", "cuda")  # kinds that every network has a budget and a batch for
 
 
 @dataclass(frozen=True)

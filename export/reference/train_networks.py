@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import save
 
 from jscc.export.reference.loop import Plan, read_checkpoint, run
-from jscc.export.reference.networks import NETWORKS, Job, unpack
+from jscc.export.reference.networks import DEVICES, NETWORKS, Job, unpack
 from jscc.export.reference.tiles import read_tiles
 
 if TYPE_CHECKING:
@@ -74,6 +74,19 @@ def begin(model: nn.Module, folder: Path, prefix: str) -> None:
     model.load_state_dict({name: packed[prefix + name] for name in wanted})
 
 
+def device_from(text: str) -> torch.device:
+    """A device that the networks have batches and budgets for.
+
+    Raises:
+        ArgumentTypeError: It is of another kind.
+    """
+    if text.partition(":")[0] not in DEVICES:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected {' or '.join(DEVICES)}. Take one of them."
+        )
+    return torch.device(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jscc.export.reference.train_networks", description=__doc__
@@ -85,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, logs and packed weights"
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--device", type=device_from, default="cpu", help=f"{' or '.join(DEVICES)} (default cpu)"
+    )
     parser.add_argument("--minutes", type=float, help="budget; default: the network's own")
     parser.add_argument("--steps", type=int, help="budget in steps instead of minutes")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -102,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     network = NETWORKS[options.network]
-    device = torch.device(options.device)
+    device = options.device
     minutes = options.minutes if options.minutes is not None else network.minutes[device.type]
     plan = Plan(
         lr=network.lr,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from safetensors.torch import load_file
 from jscc.export.models.adm import Adm
 from jscc.export.models.af import Af
 from jscc.export.reference import af as af_module
+from jscc.export.reference import inn as inn_module
 from jscc.export.reference import networks, train_networks
 from jscc.export.reference import prior as prior_module
 from jscc.export.reference.loop import Plan, read_checkpoint, run
-from jscc.export.reference.networks import NETWORKS, Job
+from jscc.export.reference.networks import DEVICES, NETWORKS, REFERENCES, Job
 from jscc.export.reference.prior import PriorStage, alphas_cumprod
 from jscc.export.reference.tiles import read_tiles
 
@@ -24,6 +26,8 @@ TINY = {
     "af-96": {"c_feat": 4, "c_out": 4},
     "af-48": {"c_feat": 4, "c_out": 8},
     "prior": {"model_channels": 32, "channel_mult": [1, 1], "attention_resolutions": [2]},
+    "inn-96": {"lifts": 1, "blocks": 1, "width": 4, "condition": 8, "hidden": 4},
+    "commin-96": {"lifts": 1, "width": 4, "nets": 3, "snrs_db": [1.0, 7.0, 13.0]},
 }
 SHORT = Plan(lr=1e-3, steps=3, warmup_steps=2, log_every=1)
 
@@ -34,6 +38,7 @@ def little_work():
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(af_module, "EVALUATED_SNR_DB", (7.0,))
+        patch.setattr(inn_module, "EVALUATED_SNR_DB", (13.0,))
         patch.setattr(prior_module, "EVALUATED_T", (300,))
         yield
     torch.set_num_threads(threads)
@@ -162,3 +167,91 @@ def test_weights_that_float16_cannot_hold_are_not_packed(codec_out):
 def test_the_prior_is_the_size_that_its_card_says():
     parameters = sum(p.numel() for p in Adm.from_config(NETWORKS["prior"].config).parameters())
     assert parameters < 4_000_000
+
+
+@pytest.fixture
+def tiny_codec(monkeypatch):
+    """`stage_of` an INN finds the tiny codec's configuration."""
+    codec = NETWORKS["af-96"]
+    small = dataclasses.replace(codec, config={**codec.config, **TINY["af-96"]})
+    monkeypatch.setitem(NETWORKS, "af-96", small)
+
+
+@pytest.mark.parametrize("name", ["inn-96", "commin-96"])
+def test_an_inn_learns_what_the_codec_makes_of_an_image(name, tiles, codec_out, tiny_codec):
+    out, _ = codec_out
+    stage = stage_of(name, tiles, out)
+    codec = {key: value.clone() for key, value in stage.codec.state_dict().items()}
+    assert stage.matrices
+    assert stage.matrices < set(dict(stage.model.named_parameters()))
+    plan = dataclasses.replace(SHORT, lr=5e-3, steps=24)
+    with torch.no_grad():
+        before = stage.evaluate(stage.model)["psnr_db@13dB"]
+    state = run(stage, plan, out, resume=False)
+    assert read_checkpoint(out / f"{name}.pt")["step"] == 24
+    with torch.no_grad():
+        after = stage.evaluate(state.model)["psnr_db@13dB"]
+    assert after > before + 1
+    assert all(torch.equal(value, codec[key]) for key, value in stage.codec.state_dict().items())
+    packed = train_networks.pack(name, out)
+    assert set(load_file(packed / "model.safetensors")) == set(stage.model.state_dict())
+
+
+def test_an_inn_is_trained_at_the_snrs_of_its_configuration(tiles, codec_out, tiny_codec):
+    """One SNR a batch: any of a range, or one of a list."""
+    drawn = {}
+    for name in ("inn-96", "commin-96"):
+        stage = stage_of(name, tiles, codec_out[0])
+        with pytest.MonkeyPatch.context() as patch:
+            seen = drawn.setdefault(name, [])
+
+            def receive(codec, image, known, generator, seen=seen):
+                seen.append(known)
+                return image
+
+            patch.setattr(inn_module, "receive", receive)
+            generator = torch.Generator().manual_seed(3)
+            for _ in range(6):
+                stage.loss(0.0, generator)
+    assert all(len(set(known.flatten().tolist())) == 1 for each in drawn.values() for known in each)
+    ranged, listed = ({float(known[0]) for known in each} for each in drawn.values())
+    assert len(ranged) == 6
+    assert all(0 <= snr <= 14 for snr in ranged)
+    assert len(listed) > 1
+    assert listed <= {1.0, 7.0, 13.0}
+
+
+def test_a_device_that_no_network_has_a_budget_for(tmp_path, capsys):
+    command = ["--network", "af-96", "--data", str(tmp_path), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        train_networks.main([*command, "--device", "mps"])
+    assert "--device: got 'mps', expected cpu or cuda. Take one of them." in capsys.readouterr().err
+    for network in NETWORKS.values():
+        assert set(network.minutes) == set(network.batch) == set(DEVICES)
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    """The README's table: what each network builds on, and its minutes."""
+    text = (REFERENCES / "README.md").read_text(encoding="utf-8")
+    row = r"^\| `([^`-][^`]*)` \|[^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|"
+    found = re.findall(row, text, re.MULTILINE)
+    return {name: (base.strip(" `"), float(cpu), float(cuda)) for name, base, cpu, cuda in found}
+
+
+def test_the_table_of_recipes_is_that_of_the_networks(recipes):
+    assert list(recipes) == list(NETWORKS)
+    for name, (base, cpu, cuda) in recipes.items():
+        assert NETWORKS[name].minutes == {"cpu": cpu, "cuda": cuda}, name
+        assert base in ("", *NETWORKS)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_network_builds_on_what_the_table_says(name, recipes, tiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "REFERENCES", tmp_path / "none")
+    base = recipes[name][0]
+    if base:
+        with pytest.raises(FileNotFoundError, match=f"expected that of {base}, which"):
+            stage_of(name, tiles, tmp_path)
+    else:
+        assert stage_of(name, tiles, tmp_path).model is not None
