@@ -161,13 +161,17 @@ class _Drawing:
         axes.set_ylabel(title(metric))
 
     def mark_snrs(self, axes: Axes, metrics: Sequence[str]) -> None:
-        """Write the first and the last SNR beside each curve."""
+        """Write the first and the last SNR beside each curve, both at once where it is a point."""
         for each, look in zip(self._series, self._looks, strict=True):
             points = sorted(each.points, key=lambda point: point.snr_db)
-            for point in {points[0].snr_db: points[0], points[-1].snr_db: points[-1]}.values():
+            places: dict[tuple[float, float], list[str]] = {}
+            for point in (points[0], points[-1]):
+                place = (value(point, metrics[0]), value(point, metrics[1]))
+                places.setdefault(place, []).append(f"{point.snr_db:g}")
+            for place, snrs_db in places.items():
                 axes.annotate(
-                    f"{point.snr_db:g} dB",
-                    (value(point, metrics[0]), value(point, metrics[1])),
+                    f"{'–'.join(dict.fromkeys(snrs_db))} dB",
+                    place,
                     xytext=(5, 4),
                     textcoords="offset points",
                     fontsize=8,

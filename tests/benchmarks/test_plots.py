@@ -3,6 +3,7 @@
 import io
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 import recorded
 from jscc.benchmarks import cli, plots
 from jscc.benchmarks.plots import COLOURS, Place, looks, plot_cbr, plot_plane, plot_snr
-from jscc.benchmarks.series import ratio, series_of
+from jscc.benchmarks.series import DIGITAL, Point, Series, ratio, series_of
 from jscc.runtime.errors import UsageError
 
 CBR = Fraction(1, 96)
@@ -54,6 +55,17 @@ def test_the_plane_shows_whole_measurements_only(series, drawn):
     plot_plane(series, ["psnr_db", "lpips"], CBR, "svg")
     assert drawn["sing"] == [([21.0, 23.0], [0.5, 0.4])]
     assert drawn["HEVC + LDPC"] == [([25.0], [0.45])]  # where all images arrived
+
+
+def test_a_curve_that_is_one_point_bears_one_label(series, monkeypatch):
+    """A code that arrives whole or not at all is as good at 10 as at 13 dB."""
+    texts = []
+    monkeypatch.setattr(plots.Axes, "annotate", lambda self, text, *_, **__: texts.append(text))
+    point = Point(1 / 96, 10.0, {"psnr_db": 27.0, "lpips": 0.4})
+    digital = Series("HEVC", DIGITAL, (replace(point, snr_db=13.0), point))
+    plot_plane([*series[:1], digital], ["psnr_db", "lpips"], CBR, "svg")
+    assert texts[-1] == "10–13 dB"
+    assert "7 dB" in texts
 
 
 @pytest.mark.parametrize("form", ["svg", "png"])

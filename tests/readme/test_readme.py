@@ -1,5 +1,6 @@
 """The README: its commands exist with the options that it gives them, its links lead somewhere."""
 
+import functools
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from jscc.benchmarks.readme_tables import main as readme_tables
+from jscc.runtime.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,12 +28,14 @@ COMMANDS = [
     if line.startswith("$ ")
 ]
 LINKS = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+HEADINGS = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
 
 
 def commands(program: str) -> list[str]:
     return [command for command in COMMANDS if shlex.split(command)[0] == program]
 
 
+@functools.cache
 def help_of(*command: str) -> str:
     ran = subprocess.run(
         [sys.executable, "-m", "jscc", *command, "--help"],
@@ -64,6 +68,22 @@ def test_jscc_commands_and_their_options_exist(command):
             assert re.search(rf"(?<![\w-]){re.escape(argument)}\b", text), argument
 
 
+def check_receiving(folder, printed):
+    assert json.loads(printed)["seed"] == 1
+    with Image.open(folder / "received.png") as received:
+        assert received.size == (40, 24)
+
+
+def check_own_modules(folder, printed):
+    assert printed == ""
+    manifest = Bundle.open(folder / "mine.jscc").manifest
+    assert (manifest.system, manifest.signal.planes) == ("generative_jscc", 16)
+
+
+# Of each Python example: what it writes, and what holds then.
+EXAMPLES = {"received.png": check_receiving, "mine.jscc": check_own_modules}
+
+
 @pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
 def test_python_examples_run(code, shared_bundles, tmp_path):
     shutil.copytree(shared_bundles["codec"].path, tmp_path / "diffjscc.jscc")
@@ -77,9 +97,8 @@ def test_python_examples_run(code, shared_bundles, tmp_path):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout)["seed"] == 1
-    with Image.open(tmp_path / "received.png") as received:
-        assert received.size == (40, 24)
+    (written,) = [name for name in EXAMPLES if f'"{name}"' in code]
+    EXAMPLES[written](tmp_path, ran.stdout)
 
 
 @pytest.mark.parametrize("command", commands("make"))
@@ -112,7 +131,10 @@ def test_pip_commands_name_our_packages(command):
 
 @pytest.mark.parametrize("link", sorted(set(LINKS)))
 def test_links_lead_somewhere(link):
-    assert (ROOT / link.partition("#")[0]).exists()
+    path, _, anchor = link.partition("#")
+    assert (ROOT / path).exists()
+    if not path:
+        assert anchor in {heading.lower().replace(" ", "-") for heading in HEADINGS}
 
 
 def test_every_source_folder_is_introduced():
