@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from jscc.export.reference.tiles import read_tiles
+from jscc.export.reference.tiles import TILE, read_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,11 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only one of N tiles")
+    parser.add_argument("--size", type=int, default=TILE, help="edge of their middles, in pixels")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     held_out = read_tiles(options.data).held_out[:: options.every]
+    begin = (TILE - options.size) // 2
+    end = begin + options.size
     for index, tile in enumerate(held_out):
-        picture = Image.fromarray(tile.permute(1, 2, 0).numpy())
+        picture = Image.fromarray(tile[:, begin:end, begin:end].permute(1, 2, 0).numpy())
         picture.save(options.out / f"{index * options.every:03d}.png")
 
 
