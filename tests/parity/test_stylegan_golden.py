@@ -15,8 +15,12 @@ import torch
 
 from jscc.export.checkpoint import load_into, read_checkpoint
 from jscc.export.cli import main
+from jscc.export.gather import Request, gather
+from jscc.export.lower import Sizes, lower
 from jscc.export.models.bourtsoulatze import Bourtsoulatze
 from jscc.export.models.stylegan2 import Generator, config_of, truncate
+from jscc.export.system import Options, find
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.receiver import Receiver
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from jscc.runtime.backends.base import Session
+    from jscc.runtime.manifest import StageEntry
     from jscc.runtime.record import Record
 
     Arrays = Mapping[str, npt.NDArray[Any]]
@@ -189,3 +195,49 @@ def test_the_picture_is_that_of_the_last_variables(
     assert gap(made[0], vectors["ilo.round1.gen_out"]) <= LATENT_TOLERANCE
     shown = backend.outputs("render")[0]["image"]
     assert np.abs(shown - (image.detach().numpy() + 1) / 2).max() <= IMAGE_TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, StageEntry]:
+    """The stage ``render`` of a search of one round, where w = LeakyReLU(latent)."""
+    folder = tmp_path_factory.mktemp("render")
+    torch.save({"mean": torch.zeros(24), "std": torch.ones(24)}, folder / "gaussian_fit.pt")
+    torch.save(Bourtsoulatze(4).state_dict(), folder / "codec.pt")
+    named = [f"codec={folder / 'codec.pt'}"]
+    named += [f"generator={CHECKPOINT}", f"generator={folder / 'gaussian_fit.pt'}"]
+    system = find("inverse_jscc")
+    source, _ = gather(system, Request(tuple(named)))
+    spec = system.plan(source, Options(extra={"rounds": "1", "through": "pool:4"})).stages[-1]
+    entry = lower(spec, folder, Sizes(4), "fp32").entry
+    graph = (folder / "render.onnx").read_bytes()
+    return OnnxRuntimeBackend(threads=1).load("render", entry, graph, {}), entry
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image_from_z_buffer_noise",
+        "image_from_z_trunc0.7_latent_avg",
+        "image_from_w_plus_given_noise",
+    ],
+)
+def test_exported_images(
+    shown: tuple[Session, StageEntry], generator: Generator, vectors: Arrays, name: str
+) -> None:
+    """Each picture of the batch by itself; the stage gives it in [0, 1], not clipped."""
+    session, entry = shown
+    buffers = [noise.numpy() for noise in generator.stored_noises]
+    w = torch.from_numpy(vectors["w_of_z"])
+    if "w_plus" in name:
+        latents, noises = vectors["w_plus"], [vectors[f"noise.{number}"] for number in NOISES]
+    else:
+        mean = torch.from_numpy(vectors["latent_avg"])
+        spread = generator.spread(truncate(w, mean, 0.7) if "trunc" in name else w)
+        latents, noises = spread.detach().numpy(), buffers
+    assert len(noises) == len(entry.inputs) - 1
+    for latent, expected in zip(latents, vectors[name], strict=True):
+        given = {f"noise_{number}": noise for number, noise in enumerate(noises)}
+        given["latent"] = np.where(latent < 0, latent / np.float32(0.2), latent)[None]
+        image = session.run(given)["image"][0]
+        assert np.abs(2 * image - 1 - expected).max() <= IMAGE_TOLERANCE
