@@ -1,9 +1,9 @@
 """DeepJSCC: a codec alone, one network on either side of the channel.
 
 Bourtsoulatze, Kurka, Gündüz, "Deep Joint Source-Channel Coding for Wireless Image Transmission",
-arXiv:1809.01733. Which codec it is, the weights' names tell, or ``--codec``: see
-`jscc.export.codecs`. DiffJSCC's two (Yang et al., arXiv:2404.17736) are told by their configuration
-instead; a whole DiffJSCC checkpoint is taken too, its codec used and the rest left.
+arXiv:1809.01733. Which codec it is, the weights' names tell, ``--codec`` or an official
+configuration: see `jscc.export.codecs`. A whole DiffJSCC checkpoint (Yang et al., arXiv:2404.17736)
+is taken too, its codec used and the rest left.
 """
 
 from jscc.export.codecs import Codec, codec_of
