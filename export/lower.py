@@ -22,6 +22,7 @@ from torch import nn
 from jscc.export.counted import INNER, Counting
 from jscc.export.gradient import has_gradient, write_out
 from jscc.export.models.precision import halve
+from jscc.export.passes import shrink
 from jscc.runtime.errors import CheckpointError, ParityError
 from jscc.runtime.manifest import ParityEntry, StageEntry
 from jscc.runtime.ports import Port, resolve, split_dim
@@ -257,12 +258,15 @@ def _write_graph(
                 output_names=[port.name for port in outputs],
                 opset_version=OPSET,
                 dynamo=True,
+                optimize=False,  # `shrink` does it in half the time
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
         raise _refusal(spec.name, _module_of(traced, str(error)), error) from error
     assert program is not None  # only the exporter's other calling form returns nothing
     model = program.model
+    with _quiet():
+        shrink(model)
     counting.restore(model)
     ir.passes.common.DeduplicateInitializersPass(size_limit=SHARED_ELEMENTS)(model)
     ir.passes.common.CommonSubexpressionEliminationPass()(model)
