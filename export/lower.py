@@ -1,4 +1,7 @@
-"""Lowering: one stage of a plan to an ONNX graph, proved against torch at another size."""
+"""Lowering: one stage of a plan to an ONNX graph, proved against torch, at another size if it can.
+
+A stage whose ports leave height and width open is traced at one size and compared at another.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +132,7 @@ def lower(spec: StageSpec, folder: Path, sizes: Sizes, precision: str) -> Lowere
     _write_graph(spec, module, inputs, outputs, sizes, path)
     del module
     release_memory()
-    size = (proved["height"], proved["width"])
+    size = compared_size((*spec.inputs, *spec.outputs), proved)
     parity = prove(spec, path, probe, reference, tolerance, size)
     entry = StageEntry(
         graph=f"graphs/{path.name}",
@@ -140,6 +143,19 @@ def lower(spec: StageSpec, folder: Path, sizes: Sizes, precision: str) -> Lowere
     )
     files = {f"graphs/{file.name}": file for file in sorted(folder.glob(f"{path.name}*"))}
     return Lowered(entry, files, parity)
+
+
+def compared_size(ports: tuple[Port, ...], sizes: Mapping[str, int]) -> tuple[int, int]:
+    """Height and width that a stage of these ports has when its symbols have `sizes`.
+
+    Those of the image where they are open, of the largest port where all of them are fixed.
+    """
+    dims = [dim for port in ports for dim in port.shape if isinstance(dim, str)]
+    planes = [resolve(port, sizes)[2:] for port in ports if len(port.shape) == 4]
+    if planes and not any(split_dim(dim)[0] in SYMBOLS for dim in dims):
+        height, width = max(planes, key=math.prod)
+        return height, width
+    return sizes["height"], sizes["width"]
 
 
 def _with_planes(sizes: Mapping[str, int], rates: tuple[int, ...]) -> dict[str, int]:

@@ -339,7 +339,8 @@ class Descent:
 class ParityEntry:
     """How far one output is from torch, on an image of `size` (height, width).
 
-    `psnr_db` is None where nothing differs.
+    Of a stage that is made for one size, such as a tile's, that is `size`. `psnr_db` is None where
+    nothing differs.
     """
 
     max_abs: Annotated[float, _within(0.0, 1e9)]
