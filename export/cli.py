@@ -17,6 +17,7 @@ from jscc.export.exporter import Order, export, raise_on_terminate
 from jscc.export.extra import parse_extra
 from jscc.export.gather import Request, gather
 from jscc.export.recognise import family_names
+from jscc.export.roles import architecture_names
 from jscc.export.system import Options, find, names
 from jscc.runtime.errors import JsccError, UsageError
 
@@ -61,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         action="append",
         default=[],
-        metavar="[ROLE=]FILE",
-        help="config.yaml; default: beside the checkpoint, where the weights do not tell it all",
+        metavar="[ROLE=]FILE|architecture:NAME",
+        help="config.yaml; default: beside the checkpoint, where the weights do not tell it all; "
+        f"architecture: is a published network of {', '.join(architecture_names())}",
     )
     parser.add_argument(
         "--codec",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jscc.export.checkpoint import (
@@ -18,13 +17,14 @@ from jscc.export.checkpoint import (
 from jscc.export.hub import locate
 from jscc.export.load import rename
 from jscc.export.recognise import Recognised, family_names, find_family, must_match, recognise
-from jscc.export.roles import REFERENCE, by_role, reference_folder
+from jscc.export.roles import REFERENCE, by_role, config_path, reference_folder
 from jscc.export.source import CheckpointSource, NetworkFiles, RandomSource
 from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import torch
 
@@ -43,7 +43,8 @@ class Request:
 
     Attributes:
         checkpoints: ``[ROLE=]`` and a file, a folder, a hub id or ``reference:NAME``, each.
-        configs: ``[ROLE=]FILE``, each; by default what lies beside the checkpoints.
+        configs: ``[ROLE=]`` and a file or ``architecture:NAME``, each; by default what lies beside
+            the checkpoints.
         codec: Family of the codec; by default what its weights' names and shapes say.
         revision: Of the hub ids.
         licence: Of the weights that are not this project's, recorded as given.
@@ -131,7 +132,7 @@ def _configs(system: System, request: Request) -> dict[str, Path]:
                 f"--config: got {', '.join(paths)}, expected one file for each of "
                 f"{', '.join(system.roles) or 'the networks'}. Write ROLE=FILE.",
             )
-        found[role] = Path(paths[0])
+        found[role] = config_path(paths[0])
     return found
 
 

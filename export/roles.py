@@ -13,6 +13,8 @@ from jscc.runtime.errors import UsageError
 
 REFERENCE = "reference:"
 REFERENCES = Path(__file__).parent / "reference"
+ARCHITECTURE = "architecture:"
+ARCHITECTURES = Path(__file__).parent / "architectures"
 
 _ROLE = re.compile(r"([a-z][a-z_]*)=(.+)", re.DOTALL)
 
@@ -65,3 +67,26 @@ def reference_folder(name: str) -> Path:
             "checkpoint of your own.",
         )
     return REFERENCES / name
+
+
+def architecture_names() -> tuple[str, ...]:
+    """The published networks whose configurations this project carries."""
+    return tuple(sorted(path.stem for path in ARCHITECTURES.glob("*.yaml")))
+
+
+def config_path(text: str) -> Path:
+    """The file that `text` means: its path, or ``architecture:NAME``.
+
+    Raises:
+        UsageError: ``E_ARCHITECTURE``, there is none of that name.
+    """
+    if not text.startswith(ARCHITECTURE):
+        return Path(text)
+    name = text.removeprefix(ARCHITECTURE)
+    if name not in architecture_names():
+        raise UsageError(
+            "E_ARCHITECTURE",
+            f"--config {ARCHITECTURE}NAME: got {name!r}, expected one of "
+            f"{', '.join(architecture_names())}. Pick one, or give a config.yaml.",
+        )
+    return ARCHITECTURES / f"{name}.yaml"

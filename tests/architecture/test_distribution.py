@@ -13,16 +13,17 @@ pytestmark = pytest.mark.slow
 FOLDERS = ("benchmarks", "calibration", "export", "kernels", "runtime")
 # Recorded figures are for readers of the repository; tests and training logs for its developers.
 LEFT_OUT = ("benchmarks/results/",)
+DATA = ("export/architectures/", "export/reference/", "kernels/")
 
 
 def expected_contents(project_files: tuple[str, ...]) -> set[str]:
-    """What a wheel should hold: code, kernel sources, reference weights and their cards."""
+    """What a wheel should hold: code, kernel sources, configurations, reference weights, cards."""
     kept = {
         name
         for name in project_files
         if name.partition("/")[0] in FOLDERS
         and not name.startswith(LEFT_OUT)
-        and (name.endswith(".py") or name.startswith(("export/reference/", "kernels/")))
+        and (name.endswith(".py") or name.startswith(DATA))
     }
     return {f"jscc/{name}" for name in kept} | {
         *("jscc/__init__.py", "jscc/__main__.py", "jscc/py.typed")
