@@ -23,6 +23,11 @@ SUITES = {
     "plot": ("jscc.benchmarks.plot", "Draw recorded results: curves, planes, rows of pictures."),
     "systems": ("jscc.benchmarks.systems", "Print one table of several recorded results."),
     "peers": ("jscc.benchmarks.peers", "Measure one denoise step in turns with other engines."),
+    "guided": ("jscc.benchmarks.guided", "Measure guided steps in turns with the plain one."),
+    "export": (
+        "jscc.benchmarks.exports",
+        "Measure what exporting published networks takes, at their real size.",
+    ),
 }
 
 _COLUMNS = ("p50", "p90", "p99", "mean", "min", "max")

@@ -66,7 +66,7 @@ def measure(bundle: Bundle, case: Case) -> dict[str, Json]:
     totals, stages, record = _stream(bundle, case)
     cold = _cold_start(bundle.path, case)
     return {
-        "bundle": _describe(bundle),
+        "bundle": describe_bundle(bundle),
         "case": {"scenario": SCENARIO, **asdict(case)},
         "cold_start_ms": {
             name.removesuffix("_ms"): value for name, value in cold.items() if name.endswith("_ms")
@@ -103,7 +103,8 @@ def _figure(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def _describe(bundle: Bundle) -> dict[str, Json]:
+def describe_bundle(bundle: Bundle) -> dict[str, Json]:
+    """What a result says of the bundle that was measured."""
     manifest = bundle.manifest
     size = sum(entry.size for entry in manifest.files.values())
     return {

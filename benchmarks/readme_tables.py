@@ -42,6 +42,8 @@ RESULT = re.compile(r"[A-Za-z0-9_.-]+\.json")
 # Where the function ``table`` of each kind of result is.
 TABLES = {
     "digital": "jscc.benchmarks.digital.tables",
+    "export": "jscc.benchmarks.exports",
+    "guided": "jscc.benchmarks.guided",
     "latency": "jscc.benchmarks.latency",
     "peers": "jscc.benchmarks.peers",
     "quality": "jscc.benchmarks.quality",
