@@ -5,7 +5,7 @@ steps meets the same channel noise, and adding images changes nothing for the ot
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.channel import Rayleigh, pass_through
 from jscc.runtime.choices import Choices
+from jscc.runtime.commands.host_sides import read_sides
 from jscc.runtime.commands.simulate import codec_alone
 from jscc.runtime.csi import Csi
 from jscc.runtime.ports import Array
@@ -76,10 +77,18 @@ class Link:
         path: The bundle.
         channel: One of `CHANNELS`.
         threads: Of the engine; None for all.
+        sides: Names and files of side inputs that the host gives.
     """
 
-    def __init__(self, path: Path, channel: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        channel: str,
+        threads: int | None,
+        sides: Sequence[tuple[str, Path]] = (),
+    ) -> None:
         self.bundle = Bundle.open(path)
+        self._sides = read_sides(self.bundle.manifest, None, sides)
         backend = OnnxRuntimeBackend(threads=threads)
         self._channel = channel
         self._transmitter = Transmitter(self.bundle, backend=backend)
@@ -124,7 +133,7 @@ class Link:
             seed=received.seed,
             frame=received.frame,
             size=received.size,
-            side=received.side,
+            side={**self._sides.of(self.bundle.manifest, received.size), **received.side},
             sampler=setting.sampler,
             steps=setting.steps,
             start=setting.start,

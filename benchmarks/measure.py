@@ -94,8 +94,9 @@ class _Bench:
         if self._link is None or self._link[0] != bundle:
             self._link = None  # two large bundles may not fit side by side
             sweep = self._recipe.sweep
-            path = sweep.variants[bundle].path
-            self._link = bundle, Link(path, sweep.channel, self._recipe.threads)
+            variant = sweep.variants[bundle]
+            threads = self._recipe.threads
+            self._link = bundle, Link(variant.path, sweep.channel, threads, variant.sides)
         return self._link[1]
 
     def _judged(self, file: Path) -> tuple[Image, Judge]:

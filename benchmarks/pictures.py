@@ -18,7 +18,8 @@ def picture_rows(
     sweep: Sweep, names: Sequence[str], rows: Sequence[Row], threads: int | None
 ) -> list[GridRow]:
     """What was sent, the codec's image and the received one, for the first bundle and setting."""
-    link = Link(sweep.variants[0].path, sweep.channel, threads)
+    first = sweep.variants[0]
+    link = Link(first.path, sweep.channel, threads, first.sides)
     found = {key_of(row): row for row in rows}
     grid = []
     for bundle, file, snr_db, cases in sweep.cases():

@@ -24,6 +24,7 @@ from jscc.benchmarks.sweep import (
     Variant,
     add_images,
     add_settings,
+    check_sides,
     check_use,
     describe_settings,
     fitted,
@@ -32,6 +33,7 @@ from jscc.benchmarks.sweep import (
     rates_of,
     settings_from,
     snrs_from,
+    taken_sides,
 )
 from jscc.benchmarks.titles import TITLES, cell, metrics_of
 from jscc.benchmarks.workers import run_jobs
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """``jscc bench quality``: measure, write the result, print the table."""
     for path in filter(None, (args.json, args.grid)):
         check_destination(path, force=True)
-    sweep, bundles = _sweep(args)
+    sweep, bundles, sides = _sweep(args)
     wanted = wanted_from(args)
     threads = args.threads or (1 if args.workers > 1 else None)
     head = {
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         "snrs_db": list(sweep.snrs_db),
         "channel": sweep.channel,
         "seeds": sweep.seeds,
+        **({"sides": sides} if sides else {}),
         **wanted.describe(),
     }
     with Partial(args.json.with_name(f"{args.json.name}.partial"), head) as partial:
@@ -111,8 +114,10 @@ def measure(recipe: Recipe, partial: Partial, workers: int) -> None:
         bar.close()
 
 
-def _sweep(args: argparse.Namespace) -> tuple[Sweep, list[dict[str, object]]]:
-    """What the options ask for, and what the result says of the bundles."""
+def _sweep(
+    args: argparse.Namespace,
+) -> tuple[Sweep, list[dict[str, object]], dict[str, str]]:
+    """What the options ask for, and what the result says of the bundles and of side inputs."""
     settings, images = settings_from(args), find_images(args.images, args.limit)
     variants, descriptions, manifests = [], [], []
     for path in args.bundle:
@@ -121,12 +126,16 @@ def _sweep(args: argparse.Namespace) -> tuple[Sweep, list[dict[str, object]]]:
         for choices in (fitted(each, bundle.manifest) for each in settings):
             if choices not in own:
                 own.append(choices)
-        variants.append(Variant(path, tuple(own), rates_of(args.rate, bundle.manifest)))
+        rates, sides = (
+            rates_of(args.rate, bundle.manifest),
+            taken_sides(args.sides, bundle.manifest),
+        )
+        variants.append(Variant(path, tuple(own), rates, sides))
         descriptions.append({**_describe(bundle), "settings": describe_settings(own)})
         manifests.append(bundle.manifest)
     check_use(settings, args.rate, manifests)
     sweep = Sweep(tuple(variants), images, snrs_from(args.snr), args.channel, args.seeds)
-    return sweep, descriptions
+    return sweep, descriptions, check_sides(args.sides, manifests)
 
 
 def _describe(bundle: Bundle) -> dict[str, object]:

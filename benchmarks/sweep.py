@@ -8,13 +8,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jscc.benchmarks.images import digest
 from jscc.benchmarks.link import CHANNELS
 from jscc.benchmarks.titles import TITLES
 from jscc.runtime.choices import NO_GUIDE, Choices
+from jscc.runtime.commands.host_sides import add_side, read_sides
 from jscc.runtime.commands.options import decibels, level, number, positive, travel
 from jscc.runtime.descent import LEARNING_RATE
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import Manifest
+from jscc.runtime.sides import host_sides
 
 KEY = ("bundle", "setting", "rate", "image", "snr_db", "seed")
 
@@ -30,11 +33,13 @@ class Variant:
         path: The bundle.
         settings: Ways to receive.
         rates: Planes on the air to send at; None for the bundle's own.
+        sides: Names and files of the side inputs that its host gives.
     """
 
     path: Path
     settings: tuple[Choices, ...]
     rates: tuple[int | None, ...]
+    sides: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUES",
         help="values of a knob of the bundle, by commas; repeat for others",
     )
+    add_side(parser)
 
 
 def settings_from(args: argparse.Namespace) -> tuple[Choices, ...]:
@@ -255,6 +261,35 @@ def check_use(settings: Sequence[Choices], rate: str, manifests: Sequence[Manife
                 f"--guide: got {choices.guide!r}, expected one of {', '.join(sorted(guides))}, the "
                 "guides of these bundles. Correct the name.",
             )
+
+
+def check_sides(sides: Sequence[tuple[str, Path]], manifests: Sequence[Manifest]) -> dict[str, str]:
+    """SHA-256 of the side inputs' files by name; refuses those that no bundle can use.
+
+    Raises:
+        UsageError: ``E_SIDE``, a name is unknown or there twice.
+        JsccError: As `read_sides`, a file cannot be used.
+    """
+    known = sorted({name for manifest in manifests for name in host_sides(manifest)})
+    names = [name for name, _ in sides]
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            raise UsageError(
+                "E_SIDE",
+                f"--side: got {name!r}{' twice' * (name in known)}, expected each of "
+                f"{', '.join(known) or 'none'} once, the side inputs of these bundles. Correct it.",
+            )
+    for manifest in manifests:
+        read_sides(manifest, None, taken_sides(sides, manifest))
+    return {name: digest([path]) for name, path in sides}
+
+
+def taken_sides(
+    sides: Sequence[tuple[str, Path]], manifest: Manifest
+) -> tuple[tuple[str, Path], ...]:
+    """Those of `sides` that a bundle takes from its host, so that several are measured together."""
+    wanted = host_sides(manifest)
+    return tuple((name, path) for name, path in sides if name in wanted)
 
 
 def describe_settings(settings: Sequence[Choices]) -> list[dict[str, object]]:

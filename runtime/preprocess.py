@@ -8,6 +8,7 @@ The receiver needs nothing but the sent image's height and width to do the secon
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,19 @@ def pad(image: Pixels, geometry: Geometry) -> Pixels:
     padded = np.zeros((rows, columns, 3), np.uint8)
     padded[: image.shape[0], : image.shape[1]] = image
     return padded
+
+
+def pad_map(plane: Floats, geometry: Geometry) -> Floats:
+    """A map with one number per pixel, enlarged (nearest) and padded as its image is."""
+    rows, columns = geometry.resized
+    if plane.shape != geometry.resized:
+        across = np.arange(rows) * plane.shape[0] // rows
+        plane = plane[across][:, np.arange(columns) * plane.shape[1] // columns]
+    below, beside = geometry.padded[0] - rows, geometry.padded[1] - columns
+    mode: Literal["reflect", "constant"] = (
+        "reflect" if geometry.padding == "reflect" else "constant"
+    )
+    return np.pad(plane, ((0, below), (0, beside)), mode=mode)
 
 
 def to_network(padded: Pixels) -> Floats:

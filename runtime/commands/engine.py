@@ -12,22 +12,18 @@ from jscc.runtime.backends.base import Backend, Session
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import providers
-from jscc.runtime.errors import ImageError, SymbolsError, UsageError
+from jscc.runtime.errors import ImageError
 from jscc.runtime.image_files import MAX_BYTES, decode_image
-from jscc.runtime.manifest import Manifest, StageEntry
-from jscc.runtime.npy import read_npy
+from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, Port
 from jscc.runtime.receiver import Receiver
-from jscc.runtime.sides import host_sides
 from jscc.runtime.terminal import Progress, notice
 from jscc.runtime.transmitter import Transmitter
 from jscc.runtime.trust import Asset, open_regular, read_span, size_of
 
 Pixels = npt.NDArray[np.uint8]
 
-MAX_SIDE_BYTES = 2**26
 _IMAGES = Asset(ImageError, "E_IMG", "Name an image file")
-_SIDES = Asset(SymbolsError, "E_SIDE", "Name a .npy file of float32")
 
 
 @dataclass(frozen=True)
@@ -145,32 +141,3 @@ def read_picture(path: Path, max_pixels: int) -> Pixels:
     for text in picture.notices:
         notice(text)
     return picture.pixels
-
-
-def read_side(manifest: Manifest, path: Path | None) -> dict[str, Array]:
-    """The host's side input of a bundle that wants one, from a ``.npy`` file of float32.
-
-    Raises:
-        UsageError: ``E_SIDE``, a file for a bundle that takes no side input, or several.
-        SymbolsError: ``E_SIDE_…``, ``E_NPY``, ``E_SIDE_NONFINITE``: the file cannot be used.
-        StorageError: ``E_IO``, reading failed.
-    """
-    if path is None:
-        return {}
-    wanted = host_sides(manifest)
-    if len(wanted) != 1:
-        names = ", ".join(wanted) or "none"
-        raise UsageError(
-            "E_SIDE",
-            f"--context: got a file, expected a bundle with one side input; this one has {names}. "
-            "Leave it out.",
-        )
-    with open_regular(path.resolve(), asset=_SIDES) as descriptor:
-        size = size_of(descriptor)
-        if size > MAX_SIDE_BYTES:
-            raise _SIDES.refuse("SIZE", str(path), f"{size} bytes", f"at most {MAX_SIDE_BYTES}")
-        data, _ = read_span(descriptor, str(path), 0, size, asset=_SIDES)
-    array = read_npy(data, str(path), dtypes=("float32",), error=SymbolsError)
-    if not np.isfinite(array).all():
-        raise _SIDES.refuse("NONFINITE", str(path), "values that are not finite", "finite ones")
-    return {wanted[0]: array}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jscc.runtime.bundle import Bundle
-from jscc.runtime.commands.engine import load_receiver, read_side
+from jscc.runtime.commands.engine import load_receiver
+from jscc.runtime.commands.host_sides import add_sides, read_sides
 from jscc.runtime.commands.options import (
     add_csi,
     add_engine,
@@ -50,11 +51,12 @@ def main(arguments: Sequence[str]) -> int:
     for path in outputs:
         check_destination(path, force=options.force)
     _check_origin(bundle, recording, frames, strict=options.strict)
-    own = read_side(bundle.manifest, options.context)
+    own = read_sides(bundle.manifest, options.context, options.sides)
     rows, lines = [], []
     with load_receiver(bundle, options.providers, options.threads, strict=options.strict) as device:
         for path, frame in zip(outputs, frames, strict=True):
             known = _know(bundle, frame, options)
+            size = options.size or frame.size
             image, record = device.receive(
                 frame.symbols,
                 known.csi,
@@ -69,8 +71,11 @@ def main(arguments: Sequence[str]) -> int:
                 guide_every=options.guide_every,
                 travel=options.travel,
                 settings=dict(options.settings),
-                size=options.size or frame.size,
-                side={**own, **shape_side(bundle.manifest, frame.side)},
+                size=size,
+                side={
+                    **own.of(bundle.manifest, size),
+                    **shape_side(bundle.manifest, frame.side),
+                },
             )
             write_file(path, encode_png(image), force=options.force)
             for text in remarks(record):
@@ -96,9 +101,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--size", type=image_size, metavar="HxW", help="of the image that was sent, in pixels"
     )
-    parser.add_argument(
-        "--context", type=Path, metavar="FILE.npy", help="the side input of a bundle that wants one"
-    )
+    add_sides(parser)
     parser.add_argument(
         "--strict",
         action="store_true",

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.channel import Rayleigh, pass_through
-from jscc.runtime.commands.engine import load_receiver, load_transmitter, read_picture, read_side
+from jscc.runtime.commands.engine import load_receiver, load_transmitter, read_picture
+from jscc.runtime.commands.host_sides import HostSides, add_sides, read_sides
 from jscc.runtime.commands.options import (
     add_engine,
     add_json,
@@ -28,10 +29,9 @@ from jscc.runtime.commands.receive import PNG, remarks
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import OutputError
 from jscc.runtime.image_files import encode_png
-from jscc.runtime.manifest import LoopStep
+from jscc.runtime.manifest import LoopStep, Manifest
 from jscc.runtime.output_files import check_destination, write_file
 from jscc.runtime.picture import Panel, side_by_side
-from jscc.runtime.ports import Array
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 from jscc.runtime.selftest import psnr_db
@@ -79,12 +79,14 @@ class Devices:
         receiver: The receiver.
         codec: A receiver that stops after the codec; None where the bundle is no more than that.
         side: The host's own side inputs of the receiver.
+        manifest: Of the bundle.
     """
 
     sender: Transmitter
     receiver: Receiver
     codec: Receiver | None
-    side: Mapping[str, Array]
+    side: HostSides
+    manifest: Manifest
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -129,9 +131,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--channel", choices=("awgn", "rayleigh"), default="awgn")
     add_rate(parser)
     add_sampling(parser)
-    parser.add_argument(
-        "--context", type=Path, metavar="FILE.npy", help="the side input of a bundle that wants one"
-    )
+    add_sides(parser)
     add_engine(parser)
     add_json(parser)
     return parser.parse_args(arguments)
@@ -140,7 +140,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 @contextmanager
 def _load(bundle: Bundle, options: argparse.Namespace) -> Iterator[Devices]:
     """Everything that runs, loaded once for all images."""
-    side = read_side(bundle.manifest, options.context)
+    side = read_sides(bundle.manifest, options.context, options.sides)
     codec = codec_alone(bundle)
     names, threads = options.providers, options.threads
     with ExitStack() as stack:
@@ -149,7 +149,7 @@ def _load(bundle: Bundle, options: argparse.Namespace) -> Iterator[Devices]:
         other = None
         if codec is not None:
             other = stack.enter_context(load_receiver(codec, names, threads, strict=False))
-        yield Devices(sender, receiver, other, side)
+        yield Devices(sender, receiver, other, side, bundle.manifest)
 
 
 def _outputs(options: argparse.Namespace) -> list[tuple[Path, Path]]:
@@ -203,7 +203,7 @@ def _simulate(
         travel=options.travel,
         settings=dict(options.settings),
         size=size,
-        side={**devices.side, **side},
+        side={**devices.side.of(devices.manifest, size), **side},
     )
     codec = None
     if devices.codec is not None:

@@ -219,6 +219,29 @@ def test_an_interrupted_measurement_goes_on(bundle, images, tmp_path, monkeypatc
     assert not partial.exists()
 
 
+def test_side_inputs_reach_the_bundles_that_take_them(bundle, images, tmp_path):
+    """The same context, once inside the bundle and once from a file, beside a codec alone."""
+    manifest, files = tiny_bundle.diffusion()
+    codec, codec_files = tiny_bundle.codec()
+    files["graphs/encode.onnx"] = codec_files["graphs/encode.onnx"]
+    stages = {**manifest.stages, "encode": codec.stages["encode"]}
+    asking = tmp_path / "asking.jscc"
+    write_bundle(asking, dataclasses.replace(manifest, stages=stages), files)
+    np.save(tmp_path / "ones.npy", np.ones((1, 2, 5), np.float32))
+    side = ("--side", f"context={tmp_path / 'ones.npy'}")
+    common = ("--images", images, "--limit", 1, "--snr", "7", "--steps", 2)
+    measure(bundle, *common, "--json", tmp_path / "inside.json")
+    measure(asking, bundle, *common, *side, "--json", tmp_path / "given.json")
+    inside, given = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("inside", "given"))
+    assert "sides" not in inside
+    assert list(given["sides"]) == ["context"]
+    (expected,) = timeless(inside)["rows"]
+    for number, row in enumerate(timeless(given)["rows"]):
+        assert row == {**expected, "bundle": number}
+    with pytest.raises(UsageError, match=r"--side: got 'context', expected each of none once"):
+        measure(bundle, *common, *side, "--json", tmp_path / "none.json")
+
+
 @pytest.mark.slow
 def test_two_workers_make_the_rows_of_one(bundle, images, tmp_path):
     one, two = tmp_path / "one.json", tmp_path / "two.json"

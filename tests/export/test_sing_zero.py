@@ -192,6 +192,28 @@ def test_the_simulate_command_turns_the_knobs(
     assert (loop["travel"], loop["steps"]) == ([1, 2], 3 + 2)
 
 
+def test_the_simulate_command_takes_a_mask_as_large_as_the_picture(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is masked is drawn anew, the rest is what was received."""
+    rows, columns = np.mgrid[:28, :36]
+    picture = np.stack([rows * 6, columns * 6, 90 + 0 * rows], axis=2).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    command = [str(bundle.path), str(tmp_path / "picture.png"), "--snr", "7", "--steps", "2"]
+    received = {}
+    for name, left in (("all", 255), ("half", 0)):
+        mask = np.full((28, 36), 255, np.uint8)
+        mask[:, :18] = left
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+        side = ["--side", f"mask={tmp_path / name}.png", "-o", str(tmp_path / name)]
+        assert simulate.main([*command, *side, "--start", "noise"]) == 0
+        path = tmp_path / name / "picture-received.png"
+        received[name] = np.asarray(Image.open(path)).astype(int)
+    capsys.readouterr()
+    gap = np.abs(received["all"] - received["half"])
+    assert gap[:, :18].mean() > 5 * gap[:, 18:].mean()
+
+
 def test_the_inspect_command_shows_the_knobs(
     bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
