@@ -1,6 +1,7 @@
 """PSNR and MS-SSIM against closed forms and against an independent implementation."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -26,6 +27,37 @@ def noisy(image: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:
 def test_psnr_of_a_constant_offset_is_closed_form():
     image = np.full((8, 9, 3), 100, np.uint8)
     assert psnr_db(image, image + np.uint8(5)) == pytest.approx(20 * math.log10(255 / 5))
+
+
+def psnr_of_ffmpeg(reference: np.ndarray, image: np.ndarray) -> float:
+    """What FFmpeg's filter ``psnr`` says of a frame, in dB."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    graph, clock = av.filter.Graph(), Fraction(1, 25)
+    frames = [av.VideoFrame.from_ndarray(each, format="gbrp") for each in (image, reference)]
+    sources = [
+        graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=clock
+        )
+        for frame in frames
+    ]
+    meter, sink = graph.add("psnr"), graph.add("buffersink")
+    for place, (source, frame) in enumerate(zip(sources, frames, strict=True)):
+        source.link_to(meter, 0, place)
+        frame.pts, frame.time_base = 0, clock
+    meter.link_to(sink)
+    graph.configure()
+    for source, frame in zip(sources, frames, strict=True):
+        source.push(frame)
+        source.push(None)
+    return float(sink.pull().metadata["lavfi.psnr.psnr_avg"])
+
+
+@pytest.mark.parametrize("deviation", [1, 4, 12, 60])
+@pytest.mark.parametrize("size", [(16, 16), (161, 177), (64, 333)])
+def test_psnr_agrees_with_ffmpeg(size, deviation):
+    image = picture(*size)
+    other = noisy(image, deviation, seed=3)
+    assert psnr_db(image, other) == pytest.approx(psnr_of_ffmpeg(image, other), abs=2e-6)
 
 
 def test_psnr_does_not_wrap_around():
