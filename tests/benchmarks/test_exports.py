@@ -39,6 +39,20 @@ def test_what_needs_much_memory_has_to_be_named() -> None:
         choose("ffhq")
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_is_a_plan(name) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    from jscc.export.gather import Request as Weights
+    from jscc.export.gather import gather
+    from jscc.export.system import Options, find
+
+    case = CASES[name]
+    system = find(case.system)
+    source, _ = gather(system, Weights(configs=case.configs, random_seed=0))
+    plan = system.plan(source, Options(extra=case.options))
+    assert {"encode", "decode"} <= {stage.name for stage in plan.stages}
+
+
 def test_what_is_done_is_kept_when_a_later_one_fails(tmp_path, monkeypatch, capsys) -> None:
     asked = []
 
