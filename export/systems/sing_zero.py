@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from jscc.export.source import WeightSource
     from jscc.export.system import Options
 
-DEFAULTS = {"operator": "avgpool:4", "eta": "0.2"}
-SAMPLER = SamplerSpec(name="ddnm", steps=10, start="received", start_level=0.1, guidance=0.0)
+DEFAULTS = {"operator": "avgpool:4", "eta": "0.85"}
+SAMPLER = SamplerSpec(name="ddnm", steps=5, start="received", start_level=0.2, guidance=0.0)
 
 
 def plan(source: WeightSource, options: Options) -> Plan:
