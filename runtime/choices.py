@@ -1,11 +1,13 @@
 """Choices: what a caller asks of a loop, held to what the loop can do."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import Loop
+from jscc.runtime.manifest import Loop, SamplerSpec
 
 NO_GUIDE = "none"
 STARTS = ("noise", "received")
@@ -22,7 +24,7 @@ class Choices:
         steps: Of the sampler.
         start: ``noise`` or ``received``.
         start_level: Share of the schedule that a ``received`` start runs, in (0, 1].
-        guidance: Weight of the guide.
+        guidance: Weight of the guide, at every SNR.
         guide: One of the bundle's guides, or ``none``.
         guide_every: Of so many steps one is guided.
         travel: Length of a stretch in steps and how often each is run.
@@ -69,8 +71,13 @@ def chosen_start(loop: Loop, choices: Choices) -> str:
     return start
 
 
-def chosen_guide(loop: Loop, choices: Choices) -> str | None:
+def chosen_guide(loop: Loop, choices: Choices, weights: Sequence[float]) -> str | None:
     """The guide whose stage runs on guided steps; None for none, and where it weighs nothing.
+
+    Args:
+        loop: What the bundle says.
+        choices: What the caller asks.
+        weights: Of the guide, one per image; see `guidance_weights`.
 
     Raises:
         UsageError: ``E_GUIDE``, there is none of that name.
@@ -84,28 +91,43 @@ def chosen_guide(loop: Loop, choices: Choices) -> str | None:
             f"guide: got {guide!r}, expected one of {', '.join((*loop.guides, NO_GUIDE))}. "
             "Pick one.",
         )
-    weight = choices.guidance if choices.guidance is not None else loop.sampler.guidance
-    return guide if weight else None
+    return guide if any(weights) else None
 
 
-def chosen_guidance(loop: Loop, choices: Choices, guide: str | None) -> float:
-    """Weight of the guide: of `guide`, or where that is None of the tensor that pulls.
+def guidance_weights(
+    sampler: SamplerSpec, choices: Choices, snrs_db: Sequence[float]
+) -> tuple[float, ...]:
+    """What the guide weighs for each image: what the caller asks, or as its SNR in dB says.
 
     Raises:
-        UsageError: ``E_GUIDANCE``, no number from 0 up, or a weight for nothing.
+        UsageError: ``E_GUIDANCE``, no number from 0 up.
     """
     asked = choices.guidance
-    guidance = asked if asked is not None else loop.sampler.guidance
+    if asked is None and sampler.guidance_by_snr:
+        known, weights = zip(*sampler.guidance_by_snr, strict=True)
+        return tuple(float(weight) for weight in np.interp(snrs_db, known, weights))
+    guidance = asked if asked is not None else sampler.guidance
     if not (math.isfinite(guidance) and guidance >= 0.0):
         raise UsageError(
             "E_GUIDANCE", f"guidance: got {guidance}, expected a number from 0 up. Correct it."
         )
+    return (guidance,) * len(snrs_db)
+
+
+def chosen_guidance(
+    loop: Loop, choices: Choices, guide: str | None, weights: tuple[float, ...]
+) -> tuple[float, ...]:
+    """`weights` where something weighs them, `guide` or the tensor that pulls; else zeros.
+
+    Raises:
+        UsageError: ``E_GUIDANCE``, the caller asks for a weight and there is nothing to weigh.
+    """
     if guide is not None or loop.guide is not None:
-        return guidance
-    if asked:
+        return weights
+    if choices.guidance:
         lack = "no guide is chosen" if loop.guides else "this bundle has no guide"
-        raise UsageError("E_GUIDANCE", f"guidance: got {guidance}, expected 0: {lack}.")
-    return 0.0
+        raise UsageError("E_GUIDANCE", f"guidance: got {choices.guidance}, expected 0: {lack}.")
+    return (0.0,) * len(weights)
 
 
 def chosen_guide_every(loop: Loop, choices: Choices) -> int:

@@ -326,6 +326,10 @@ def _check_loops(manifest: Manifest) -> None:
             raise _clash(f"{pointer}/guide", got, f"one of {known}, or null")
         if sampler.guidance and loop.guide is None and not loop.guides:
             raise _clash(f"{pointer}/guidance", f"{sampler.guidance}", "0 where there is no guide")
+        largest = max((weight for _, weight in sampler.guidance_by_snr), default=sampler.guidance)
+        if sampler.guidance != largest:
+            got, wanted = f"{sampler.guidance}", f"{largest}, the largest of guidance_by_snr"
+            raise _clash(f"{pointer}/guidance", got, wanted)
 
 
 def _check_descents(manifest: Manifest) -> None:

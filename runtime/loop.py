@@ -9,7 +9,7 @@ itself: images received together may start at different levels.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from jscc.runtime.choices import (
     chosen_settings,
     chosen_start,
     chosen_travel,
+    guidance_weights,
 )
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import Loop
@@ -81,12 +82,14 @@ class Path:
         signal: Factor of the start tensor in the start; 0 from noise.
         noise: Factor of the noise in the start.
         table: Rows of the steps.
+        guidance: Weight of the guide, 0 for none.
     """
 
     level: int
     signal: float
     noise: float
     table: Table
+    guidance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,6 @@ class LoopPlan:
         steps: Steps that were asked for; with `travel` the tables have more rows.
         start: ``noise`` or ``received``.
         start_tensor: Named tensor of a ``received`` start.
-        guidance: Weight of the guide, 0 for none.
         guide_tensor: Named tensor that the guide pulls to.
         guide: What gives the gradient on guided steps, or None.
         guide_stage: The stage that does.
@@ -113,7 +115,6 @@ class LoopPlan:
     steps: int
     start: str
     start_tensor: str | None
-    guidance: float
     guide_tensor: str | None
     guide: str | None
     guide_stage: str | None
@@ -165,13 +166,14 @@ def plan_loop(
             f"sampler: got {sampler!r}, expected one whose steps need no direction: this bundle's "
             "network returns none. Pick another.",
         )
-    guide = chosen_guide(loop, choices)
+    weights = guidance_weights(default, choices, snrs_db)
+    guide = chosen_guide(loop, choices, weights)
+    weights = chosen_guidance(loop, choices, guide, weights)
     return LoopPlan(
         sampler=sampler,
         steps=steps,
         start=start,
         start_tensor=loop.start,
-        guidance=chosen_guidance(loop, choices, guide),
         guide_tensor=loop.guide,
         guide=guide,
         guide_stage=None if guide is None else loop.guides[guide],
@@ -179,7 +181,9 @@ def plan_loop(
         travel=travel,
         settings=chosen_settings(loop, choices),
         first_draw=number << 32,
-        paths=tuple(paths),
+        paths=tuple(
+            replace(path, guidance=weight) for path, weight in zip(paths, weights, strict=True)
+        ),
     )
 
 
@@ -216,8 +220,8 @@ def run_loop(
         fresh = draw(image, 0) if path.noise else None
         begin = None if start is None else start[image]
         state[image] = _mix(begin, path.signal, fresh, path.noise, inner)
-    factor = plan.guidance if plan.guide is not None else 0.5 * plan.guidance / math.prod(inner)
-    tables = [path.table.guided(factor, plan.guide_every) for path in plan.paths]
+    scale = 1.0 if plan.guide is not None else 0.5 / math.prod(inner)
+    tables = [path.table.guided(scale * path.guidance, plan.guide_every) for path in plan.paths]
     before: Floats | None = None
     for step in range(len(tables[0].rows)):
         rows = [table.rows[step] for table in tables]

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from jscc.runtime.declared import Check, added, needed_format, read, refuse, shown, write
@@ -77,6 +78,30 @@ Ports = Annotated[
     ),
 ]
 Span = Annotated[tuple[float, float], Check(lambda span: span[0] <= span[1], "[low, high]")]
+WEIGHT_LIMIT = 1e9
+CURVE_LIMIT = 64  # points
+SNR_LIMIT_DB = 1000.0
+
+
+def is_curve(points: tuple[tuple[float, float], ...]) -> bool:
+    """Whether these can be weights by SNR: a few of them, SNRs in dB ascending, weights from 0."""
+    snrs_db, weights = [snr_db for snr_db, _ in points], [weight for _, weight in points]
+    return (
+        len(points) <= CURVE_LIMIT
+        and all(abs(snr_db) <= SNR_LIMIT_DB for snr_db in snrs_db)
+        and all(low < high for low, high in pairwise(snrs_db))
+        and all(0.0 <= weight <= WEIGHT_LIMIT for weight in weights)
+    )
+
+
+Curve = Annotated[
+    tuple[tuple[float, float], ...],
+    Check(
+        is_curve,
+        f"at most {CURVE_LIMIT} pairs of an SNR in dB, ascending, and a weight from 0 to "
+        f"{WEIGHT_LIMIT:g}",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -228,23 +253,26 @@ class SamplerSpec:
         steps: Steps of the loop.
         start: From noise, or from the received image's own latent.
         start_level: Share of the schedule that is run, in (0, 1]; None follows the SNR.
-        guidance: Weight of the guide; 0 for none.
+        guidance: Weight of the guide; 0 for none; where `guidance_by_snr` says more, its largest.
         guide: Which of the loop's `Loop.guides` gives the gradient; None for none of them.
         guide_every: Of so many steps one is guided, the first of them.
         travel: Of so many steps (first) each stretch is run so often (second); (1, 1): once.
+        guidance_by_snr: Pairs of an SNR in dB and the weight of the guide there; linear in between,
+            beyond the ends as at the nearer end. Empty where one weight serves every SNR.
     """
 
     name: Name
     steps: Annotated[int, _within(1, 10_000)]
     start: Literal["noise", "received"]
     start_level: Annotated[float, Check(lambda level: 0 < level <= 1, "0 < level <= 1")] | None
-    guidance: Annotated[float, _within(0.0, 1e9)]
+    guidance: Annotated[float, _within(0.0, WEIGHT_LIMIT)]
     guide: Name | None = added(2, None)
     guide_every: Annotated[int, _within(1, 10_000)] = added(2, 1)
     travel: Annotated[
         tuple[int, int],
         Check(lambda travel: all(1 <= each <= 1000 for each in travel), "two numbers, 1 to 1000"),
     ] = added(2, (1, 1))
+    guidance_by_snr: Curve = added(2, ())
 
 
 @dataclass(frozen=True)

@@ -150,12 +150,13 @@ class Program:
             }
             return _answer(stage, stage.run(fed, run.tiling, trace))
 
+        pulled = any(path.guidance for path in plan.paths)
         return run_loop(
             plan,
             denoise,
             shape=resolve(ports[state], run.sizes),
             start=_named(tensors, plan.start_tensor if plan.start == "received" else None),
-            guide=_named(tensors, plan.guide_tensor if plan.guidance else None),
+            guide=_named(tensors, plan.guide_tensor if pulled else None),
             noise=run.noise,
             seed=run.seed,
             frame=run.frame,

@@ -317,7 +317,7 @@ class Receiver:
                 plan.paths[index].table.evaluations,
                 plan.start,
                 plan.paths[index].level,
-                plan.guidance,
+                plan.paths[index].guidance,
                 plan.guide,
                 plan.guide_every,
                 plan.travel,

@@ -14,7 +14,7 @@ class LoopRecord:
         steps: Evaluations of the network.
         start: ``noise`` or ``received``.
         level: Noise level that it began at.
-        guidance: Weight of the guide.
+        guidance: Weight of the guide, at this image's SNR.
         guide: What gave the gradient on guided steps; None where nothing did.
         guide_every: Of so many steps one was guided.
         travel: Length of a stretch in steps and how often each was run.

@@ -162,7 +162,10 @@ def _loop(loop: Loop) -> dict[str, str]:
 
 def _guidance(loop: Loop) -> str:
     sampler = loop.sampler
-    text = f"{sampler.guidance:g}" + (f" toward {loop.guide}" if loop.guide else "")
+    points = sampler.guidance_by_snr
+    weights = ", ".join(f"{weight:g} at {snr_db:g} dB" for snr_db, weight in points)
+    text = weights or f"{sampler.guidance:g}"
+    text += f" toward {loop.guide}" if loop.guide else ""
     if not loop.guides:
         return text
     every = f" every {sampler.guide_every} steps" if sampler.guide_every > 1 else ""

@@ -56,11 +56,10 @@ class Room:
         entry = StageEntry(f"graphs/{name}.onnx", 20, True, INPUTS, outputs)
         return Stage(name, entry, FakeSession(name, INPUTS, outputs, "fake", function))
 
-    def run(self, choices=None, batch=1, edge=8, tile=0):
+    def run(self, choices=None, batch=1, edge=8, tile=0, loop=LOOP, snrs_db=None):
         stages = {"denoise": self.stage("denoise", PLAIN), "guided": self.stage("guided", GUIDED)}
-        plan = plan_loop(
-            LOOP, SCHEDULE, choices or Choices(), [7.0] * batch, 0, directed=True
-        )  # fmt: skip
+        snrs_db = snrs_db or [7.0] * batch
+        plan = plan_loop(loop, SCHEDULE, choices or Choices(), snrs_db, 0, directed=True)
         program = Program((LoopStep("denoise"),), stages, {"denoise": "state"}, {}, {})
         run = Run(
             sizes={"batch": batch, "height": edge, "width": edge},
@@ -100,6 +99,30 @@ def test_the_last_row_adds_clean_direction_and_gradient():
     assert np.array_equal(state, np.full_like(state, 11.0 - 0.5 * 100.0))
 
 
+CURVE = ((1.0, 3.0), (7.0, 1.0), (13.0, 0.5), (20.0, 0.0))
+CURVED = replace(LOOP, sampler=replace(SAMPLER, guidance=3.0, guidance_by_snr=CURVE))
+
+
+def test_each_image_is_guided_as_its_own_snr_says():
+    """Linear between the points, beyond the ends as there; where it is 0 nothing pulls."""
+    snrs_db = [-30.0, 1.0, 4.0, 10.0, 40.0]
+    weights = [3.0, 3.0, 2.0, 0.75, 0.0]
+    room = Room()
+    state, plan = room.run(batch=5, loop=CURVED, snrs_db=snrs_db)
+    assert [path.guidance for path in plan.paths] == weights
+    assert [image.flat[0] for image in state] == [11.0 - 100.0 * weight for weight in weights]
+    assert [name for name, _ in room.told] == ["guided"] * 4
+
+
+def test_the_caller_weighs_all_images_alike():
+    _, plan = Room().run(Choices(guidance=0.25), batch=2, loop=CURVED, snrs_db=[1.0, 13.0])
+    assert [path.guidance for path in plan.paths] == [0.25, 0.25]
+    room = Room()
+    _, plan = room.run(batch=2, loop=CURVED, snrs_db=[25.0, 30.0])
+    assert (plan.guide, [name for name, _ in room.told]) == (None, ["denoise"] * 4)
+    assert [path.guidance for path in plan.paths] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("choices", "expected"),
     [
@@ -121,10 +144,15 @@ def test_which_stage_runs_on_which_step(choices, expected):
 def test_defaults_of_the_bundle_can_be_turned():
     plan = plan_loop(LOOP, SCHEDULE, Choices(), [7.0], 0, directed=True)
     assert (plan.guide, plan.guide_stage, plan.guide_every) == ("inn", "guided", 1)
-    assert (plan.guidance, plan.travel, dict(plan.settings)) == (2.0, (1, 1), LOOP.settings)
+    assert (plan.paths[0].guidance, plan.travel, dict(plan.settings)) == (
+        2.0,
+        (1, 1),
+        LOOP.settings,
+    )
     loop = replace(LOOP, sampler=replace(SAMPLER, guide=None, guide_every=3, travel=(2, 2)))
     plan = plan_loop(loop, SCHEDULE, Choices(), [7.0], 0, directed=True)
-    assert (plan.guide, plan.guide_every, plan.travel, plan.guidance) == (None, 3, (2, 2), 0.0)
+    assert (plan.guide, plan.guide_every, plan.travel) == (None, 3, (2, 2))
+    assert plan.paths[0].guidance == 0.0
 
 
 @pytest.mark.parametrize(

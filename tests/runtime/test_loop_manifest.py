@@ -99,6 +99,52 @@ def test_values_out_of_range_are_refused(guided, changes, shown):
         parse_manifest(serialise_manifest(wrong))
 
 
+CURVE = ((1.0, 4.0), (7.0, 0.5))
+
+
+def test_a_weight_for_each_snr_is_written_and_read(guided):
+    curved = replace(with_sampler(guided, guidance_by_snr=CURVE), format=2)
+    check_coherence(curved)
+    assert parse_manifest(serialise_manifest(curved)) == curved
+    assert b"guidance_by_snr" not in serialise_manifest(replace(guided, format=2))
+
+
+def test_a_weight_for_each_snr_needs_format_2(plain):
+    curved = with_sampler(plain, guidance_by_snr=CURVE)
+    assert needed_format(curved) == 2
+    with pytest.raises(BundleError, match="/format: got 1, expected 2, which added keys"):
+        serialise_manifest(curved)
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        ((1.0, -4.0),),
+        ((1.0, 1e10),),
+        ((7.0, 1.0), (1.0, 4.0)),
+        ((7.0, 1.0), (7.0, 4.0)),
+        ((1e4, 1.0),),
+        tuple((float(snr_db), 4.0) for snr_db in range(65)),
+    ],
+)
+def test_weights_that_are_none_are_refused(guided, curve):
+    wrong = replace(with_sampler(guided, guidance_by_snr=curve), format=2)
+    shown = "/loops/denoise/sampler/guidance_by_snr: got .*expected at most 64 pairs of an SNR"
+    with pytest.raises(BundleError, match=shown):
+        parse_manifest(serialise_manifest(wrong))
+
+
+def test_a_weight_that_is_no_number_cannot_be_written(guided):
+    wrong = replace(with_sampler(guided, guidance_by_snr=((1.0, float("nan")),)), format=2)
+    with pytest.raises(BundleError, match="NaN"):
+        serialise_manifest(wrong)
+
+
+def test_the_weight_is_the_largest_of_those_by_snr(guided):
+    wrong = with_sampler(guided, guidance_by_snr=((1.0, 3.0), (7.0, 0.5)))
+    refused(wrong, "/guidance: got 4.0, expected 3.0, the largest of guidance_by_snr")
+
+
 def test_a_knob_that_no_float32_holds_is_refused(guided):
     wrong = replace(with_loop(guided, settings={"eta": 1e300}), format=2)
     with pytest.raises(BundleError, match=r"/loops/denoise/settings/eta: got 1e\+300, expected"):
