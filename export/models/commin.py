@@ -1,12 +1,13 @@
-"""Commin: one unconditional invertible network per SNR, the nearest one chosen inside the graph.
+"""Commin: one invertible network per SNR, the nearest one chosen inside the graph.
 
 Jiakang Chen, Di You, Deniz Gündüz, Pier Luigi Dragotti, "CommIN: Semantic Image Communications as
 an Inverse Problem with INN-Guided Diffusion Models", arXiv 2310.01130.
 """
 
+import math
 import re
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.func import functional_call
 
 from jscc.export.models import inn
 from jscc.export.models.inn import Details, Inn, InnConfig, Shapes
-from jscc.export.models.params import integer, required
+from jscc.export.models.params import integer
 
 _NET = re.compile(r"nets\.(\d+)\.(.+)")
 
@@ -26,8 +27,8 @@ class Inverse(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, coarse: Tensor, details: Details) -> Tensor:
-        merged: Tensor = self.net.inverse(coarse, details, None)  # type: ignore[operator]
+    def forward(self, coarse: Tensor, details: Details, condition: Tensor | None) -> Tensor:
+        merged: Tensor = self.net.inverse(coarse, details, condition)  # type: ignore[operator]
         return merged
 
 
@@ -40,13 +41,21 @@ class Commin(nn.Module):
     Args:
         config: Of every network.
         snrs_db: The SNR that each was trained at.
+        degradation: Where the networks are conditioned by a vector, as INDIGO+'s are, what it
+            always is; else nothing.
     """
 
-    def __init__(self, config: InnConfig, snrs_db: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        config: InnConfig,
+        snrs_db: tuple[float, ...],
+        degradation: tuple[float, ...] = (),
+    ) -> None:
         super().__init__()
         self.config = config
         self.nets = nn.ModuleList(Inn(config) for _ in snrs_db)
         self.snrs_db = snrs_db
+        self.degradation = degradation
 
     @classmethod
     def from_config(cls, params: Mapping[str, Any]) -> Self:
@@ -56,14 +65,27 @@ class Commin(nn.Module):
             ValueError: A value is missing, unknown or unsupported.
         """
         count = integer(params, "nets", "commin")
-        snrs_db = required(params, "snrs_db", "commin")
-        if not isinstance(snrs_db, list | tuple) or len(snrs_db) != count:
+        snrs_db = params.get("snrs_db")
+        if not _are_numbers(snrs_db) or len(set(snrs_db)) != len(snrs_db) or len(snrs_db) != count:
             raise ValueError(
-                f"commin.snrs_db: got {snrs_db!r}, expected the {count} SNRs in dB that the "
-                "networks were trained at. Correct the file."
+                f"commin.snrs_db: got {snrs_db!r}, expected {count} different numbers, the SNRs in "
+                "dB that the networks were trained at, in their order. Add --option snrs_db=1,7,… "
+                "or correct the file."
             )
         rest = {key: value for key, value in params.items() if key not in ("nets", "snrs_db")}
-        return cls(InnConfig.from_params(rest), tuple(map(float, snrs_db)))
+        config = InnConfig.from_params(rest)
+        if config.snr_db_range is not None:
+            raise ValueError(
+                "commin.snr: got networks that are told the SNR, expected one for each SNR. Use "
+                "--model sing_inn with one of them."
+            )
+        degradation = params.get("degradation", [0.0] * config.condition)
+        if not _are_numbers(degradation) or len(degradation) != config.condition:
+            raise ValueError(
+                f"commin.degradation: got {str(degradation)[:60]!r}, expected {config.condition} "
+                "numbers. Correct the file."
+            )
+        return cls(config, tuple(map(float, snrs_db)), tuple(map(float, degradation)))
 
     @property
     def stride(self) -> int:
@@ -73,14 +95,20 @@ class Commin(nn.Module):
     def forward(self, image: Tensor, snr_db: Tensor) -> tuple[Tensor, Details]:
         """Split one image [1, 3, H, W] received at `snr_db` [1]; see `Inn.forward`."""
         weights = self._weights(snr_db)
-        parts: tuple[Tensor, Details] = functional_call(self.nets[0], weights, (image, None))
+        given = (image, self._condition(snr_db))
+        parts: tuple[Tensor, Details] = functional_call(self.nets[0], weights, given)
         return parts
 
     def inverse(self, coarse: Tensor, details: Details, snr_db: Tensor) -> Tensor:
         """Merge what `forward` returned at the same `snr_db`; see `Inn.inverse`."""
         weights = {f"net.{name}": weight for name, weight in self._weights(snr_db).items()}
-        merged: Tensor = functional_call(Inverse(self.nets[0]), weights, (coarse, details))
+        given = (coarse, details, self._condition(snr_db))
+        merged: Tensor = functional_call(Inverse(self.nets[0]), weights, given)
         return merged
+
+    def _condition(self, snr_db: Tensor) -> Tensor | None:
+        """What the networks are conditioned by beside the SNR."""
+        return snr_db.new_tensor([self.degradation]) if self.degradation else None
 
     def _weights(self, snr_db: Tensor) -> dict[str, Tensor]:
         """The weights of the network whose SNR is nearest."""
@@ -107,6 +135,13 @@ def config_of(shapes: Shapes) -> dict[str, Any] | None:
     if not found or len(found) != len(shapes):
         return None
     params = inn.config_of({match[2]: shapes[match[0]] for match in found if match[1] == "0"})
-    if params is None or params["condition"]:
+    if params is None:
         return None
     return {**params, "nets": 1 + max(int(match[1]) for match in found)}
+
+
+def _are_numbers(value: object) -> TypeGuard[Sequence[float]]:
+    return isinstance(value, list | tuple) and all(
+        isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each)
+        for each in value
+    )
