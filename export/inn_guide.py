@@ -75,9 +75,11 @@ GUIDE_OPTIONS = {
     "image_weight": "weight of the merged image's error in the loss, 0 or more",
 }
 DEFAULTS = {"operator": "avgpool:4", "clip": "yes"}
-# The paper states neither steps nor zeta: these are this project's choice.
+# The paper states neither steps nor zeta: these are this project's choice, for LPIPS on the middles
+# of held-out tiles with the reference weights. A zeta of 5 has a little less LPIPS still and costs
+# half a decibel of PSNR; from 20 on the guide destroys the image.
 SAMPLER = SamplerSpec(
-    name="ddnm", steps=20, start="received", start_level=0.4, guidance=1.0, guide="inn"
+    name="ddnm", steps=5, start="received", start_level=0.2, guidance=3.0, guide="inn"
 )
 GUIDES = {"inn": "guided", "inn_cheap": "guided_cheap"}
 NORMS = ("l2", "squared")
