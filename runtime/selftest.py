@@ -12,6 +12,7 @@ import numpy.typing as npt
 from jscc.runtime.errors import BundleError, ImageError, JsccError, UnavailableError
 from jscc.runtime.manifest import Manifest
 from jscc.runtime.ports import Array, resolve
+from jscc.runtime.sides import side_port
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -65,11 +66,9 @@ def empty_sides(
     """
     sent = manifest.signal.planes if planes is None else planes
     sizes = {"batch": 1, "height": size[0], "width": size[1], "planes": sent}
-    ports = (port for stage in manifest.stages.values() for port in stage.inputs)
+    ports = (side_port(manifest, name) for name in manifest.side_inputs)
     return {
-        port.name: np.zeros(resolve(port, sizes), port.dtype)
-        for port in ports
-        if port.name in manifest.side_inputs
+        port.name: np.zeros(resolve(port, sizes), port.dtype) for port in ports if port is not None
     }
 
 

@@ -1,10 +1,13 @@
 """Self-test: what counts as failed, and what it is called."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from jscc.runtime.errors import BundleError, DataError, ImageError, UnavailableError
-from jscc.runtime.selftest import failure_of, psnr_db
+from jscc.runtime.ports import Port
+from jscc.runtime.selftest import empty_sides, failure_of, psnr_db
 
 KNOWN = np.full((4, 5, 3), 100, np.uint8)
 
@@ -42,3 +45,18 @@ def test_errors_are_failures_too(raised, kind, code):
     assert isinstance(failure, kind)
     assert failure.code == code
     assert raised.message in failure.message
+
+
+def test_a_side_input_is_as_large_as_the_image_where_a_guide_is_made_for_a_tile(shared_bundles):
+    """Both stages read the mask; the one whose ports are open says how large it is."""
+    manifest = shared_bundles["diffusion"].manifest
+    plain = manifest.stages["denoise"]
+    mask = Port("mask", "float32", ("batch", 1, "height", "width"))
+    stages = {
+        **manifest.stages,
+        "denoise": replace(plain, inputs=(*plain.inputs, mask)),
+        "guided": replace(plain, inputs=(Port("mask", "float32", (1, 1, 32, 32)),)),
+    }
+    wanted = replace(manifest, stages=stages, side_inputs=("mask",))
+    (empty,) = empty_sides(wanted, (64, 96)).items()
+    assert (empty[0], empty[1].shape) == ("mask", (1, 1, 64, 96))
