@@ -11,7 +11,7 @@ import yaml
 
 import tiny_checkpoint
 from jscc.export.gather import Request, gather
-from jscc.export.inn_guide import Consistency, zeta_of
+from jscc.export.inn_guide import SAMPLER, Consistency, zeta_of
 from jscc.export.models.commin import Commin
 from jscc.export.models.inn import SHELL, Inn
 from jscc.export.source import CheckpointSource
@@ -175,7 +175,7 @@ def test_snrs_that_are_none(
 
 
 def test_zeta_is_one_number_or_one_for_each_snr(parts: tuple[str, ...], tmp_path: Path) -> None:
-    assert zeta_of({}) == (1.0, ())
+    assert zeta_of({}) == (SAMPLER.guidance, ())
     assert zeta_of({"zeta": "2.5"}) == (2.5, ())
     points = ((-1.5, 0.0), (7.0, 3.0), (13.0, 0.3))
     assert zeta_of({"zeta": "-1.5:0,7:3,13:.3"}) == (3.0, points)
