@@ -114,9 +114,10 @@ def test_the_bundle_says_what_it_is(bundle: Bundle) -> None:
         {"steps": 3, "start": "noise"},
         {"steps": 2, "start": "received", "start_level": 0.3},
         {"sampler": "ddim", "steps": 2, "start": "noise"},
+        {"sampler": "ddpm", "steps": 3, "start": "noise"},
         {"sampler": "dpmpp2m", "steps": 3, "start": "received", "start_level": 0.5},
     ],
-    ids=["ddnm", "ddnm received", "ddim", "dpmpp2m"],
+    ids=["ddnm", "ddnm received", "ddim", "ddpm", "dpmpp2m"],
 )
 def test_what_was_received_is_kept(link: Link, size: tuple[int, int], choices: Any) -> None:
     """Means of blocks are those of the reconstruction, whatever the sampler, also over tiles."""
