@@ -42,7 +42,7 @@ def planned(source: WeightSource, options: Options | None = None, **extra: str) 
 def test_the_system_chooses_what_the_caller_does_not(source: WeightSource) -> None:
     plan = planned(source)
     loop = plan.loops["denoise"]
-    assert loop.settings == {"eta": 0.2, "sigma_y": 0.0}
+    assert loop.settings == {"eta": 0.85, "sigma_y": 0.0}
     assert (loop.start, loop.sampler) == ("initial", sing_zero.SAMPLER)
     assert loop.schedule == SCHEDULE
     assert plan.side_inputs == ()

@@ -68,7 +68,8 @@ def gap(got: torch.Tensor, expected: npt.NDArray[Any]) -> float:
 
 
 def test_the_mapping_network(generator: Generator, vectors: Arrays) -> None:
-    assert gap(generator.map(torch.from_numpy(vectors["z"])), vectors["w_of_z"]) == 0
+    # Exact on the kind of CPU that made the vectors; another sums its products in another order.
+    assert gap(generator.map(torch.from_numpy(vectors["z"])), vectors["w_of_z"]) <= 2e-6
 
 
 def test_images_of_z(generator: Generator, vectors: Arrays) -> None:
