@@ -15,7 +15,7 @@ class ExportCase:
         system: Name of the system.
         configs: As ``--config`` takes them.
         title: What it is, in a table.
-        heavy: Whether it needs more than 12 GiB of memory or an hour, and so has to be named.
+        heavy: Whether it has to be named: it is several times the work of all others.
         options: Of the system alone.
     """
 

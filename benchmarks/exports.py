@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cases",
         default=",".join(light),
         metavar="NAMES",
-        help=f"by commas, or {ALL} (default {','.join(light)}; {','.join(heavy)} need much memory)",
+        help=f"by commas, or {ALL} (default {','.join(light)}; {','.join(heavy)} are more work)",
     )
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="draws the weights")
     parser.add_argument("--work", type=Path, help="keep the bundles in this folder")

@@ -12,7 +12,7 @@ from jscc.benchmarks.images import digest
 from jscc.benchmarks.link import CHANNELS
 from jscc.benchmarks.titles import TITLES
 from jscc.runtime.choices import NO_GUIDE, Choices
-from jscc.runtime.commands.host_sides import add_side, read_sides
+from jscc.runtime.commands.host_sides import add_side, check_names, read_sides
 from jscc.runtime.commands.options import decibels, level, number, positive, travel
 from jscc.runtime.descent import LEARNING_RATE
 from jscc.runtime.errors import UsageError
@@ -271,14 +271,7 @@ def check_sides(sides: Sequence[tuple[str, Path]], manifests: Sequence[Manifest]
         JsccError: As `read_sides`, a file cannot be used.
     """
     known = sorted({name for manifest in manifests for name in host_sides(manifest)})
-    names = [name for name, _ in sides]
-    for name in names:
-        if name not in known or names.count(name) > 1:
-            raise UsageError(
-                "E_SIDE",
-                f"--side: got {name!r}{' twice' * (name in known)}, expected each of "
-                f"{', '.join(known) or 'none'} once, the side inputs of these bundles. Correct it.",
-            )
+    check_names([name for name, _ in sides], known)
     for manifest in manifests:
         read_sides(manifest, None, taken_sides(sides, manifest))
     return {name: digest([path]) for name, path in sides}

@@ -6,6 +6,7 @@ import fnmatch
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from jscc.export.bank import in_bank, shared_settings
 from jscc.export.checkpoint import (
     Checkpoint,
     add_prefix,
@@ -18,7 +19,6 @@ from jscc.export.hub import locate
 from jscc.export.load import rename
 from jscc.export.recognise import Recognised, family_names, find_family, must_match, recognise
 from jscc.export.roles import REFERENCE, by_role, config_path, reference_folder
-from jscc.export.series import in_series, shared_settings
 from jscc.export.source import CheckpointSource, NetworkFiles, RandomSource
 from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError, UsageError
@@ -210,9 +210,9 @@ def _network(
 ) -> _Network:
     beside = config or opened.beside
     settings = read_config(beside) if beside else {}
-    series = in_series(opened.files, system.series[role]) if role in system.series else None
-    if series is not None:
-        opened = replace(opened, tensors=series)
+    bank = in_bank(opened.files, system.banks[role]) if role in system.banks else None
+    if bank is not None:
+        opened = replace(opened, tensors=bank)
         each = [_config_beside([file.path]) for file in opened.files]
         settings = shared_settings([config] if config else each)
     forced = request.codec if role in ("", CODEC) else ""

@@ -9,7 +9,6 @@ is part of this project.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ from jscc.export.models.lpips import Lpips
 from jscc.export.recognise import find_family, must_match
 from jscc.export.reference.perceptual import FEATURES_FILE, HEADS_FILE
 from jscc.export.tensor_file import form
-from jscc.runtime.errors import JsccError
+from jscc.runtime.terminal import Parser, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,23 +53,19 @@ def write(network: Lpips, folder: Path) -> None:
     save_file(heads, folder / HEADS_FILE)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m jscc.export.lpips_weights",
         description="Make the folder that --lpips-weights names.",
     )
     parser.add_argument("file", nargs="+", type=Path, help="published weights")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where the two files go")
     arguments = parser.parse_args(argv)
-    try:
-        write(read(arguments.file), arguments.folder)
-    except JsccError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_status
+    write(read(arguments.file), arguments.folder)
     sys.stdout.write(f"{arguments.folder}: {FEATURES_FILE}, {HEADS_FILE}\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("lpips_weights", main, sys.argv[1:]))

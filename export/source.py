@@ -82,7 +82,7 @@ class NetworkFiles:
     """Where one network's weights come from.
 
     Attributes:
-        files: Its files, the first one hashed.
+        files: Its files.
         licence: Licence of the weights, recorded as given.
         name: What they are called; by default the files' names.
     """
@@ -92,10 +92,12 @@ class NetworkFiles:
     name: str = ""
 
     def describe(self) -> NetworkSource:
-        """The manifest's record of one network among several."""
+        """The manifest's record of one network among several; every one of its files counts."""
+        hashes = [file.sha256 for file in self.files]
+        lines = "".join(f"{each}\n" for each in hashes)
         return NetworkSource(
             name=self.name or " + ".join(file.path.name for file in self.files),
-            sha256=self.files[0].sha256,
+            sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest(),
             licence=self.licence,
         )
 

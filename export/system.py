@@ -121,8 +121,8 @@ class System:
         prefixes: Of a checkpoint with an official configuration: where the weights that the
             stages take lie; anything else in it is an error unless `ignored` names it.
         ignored: Key patterns of published checkpoints that no stage needs.
-        series: Roles that may have several networks, one a file, and the family of each, see
-            `jscc.export.series`.
+        banks: Roles that may have several networks, one a file, and the family of each, see
+            `jscc.export.bank`.
         options: What the caller may choose of this system alone (`Options.extra`), name →
             values and default, for humans.
     """
@@ -132,7 +132,7 @@ class System:
     roles: Mapping[str, str]
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
-    series: Mapping[str, str] = field(default_factory=dict)
+    banks: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
 
 

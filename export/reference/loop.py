@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jscc.export.reference.optimizer import BETAS, build_optimizers
+from jscc.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,8 +150,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of this loop; nothing but tensors and plain values is accepted."""
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if saved.get("format") != FORMAT:
-        raise ValueError(
-            f"loop: got checkpoint format {saved.get('format')!r} in {path}, expected {FORMAT}."
+        raise DataError(
+            "E_NETWORK",
+            f"loop: got checkpoint format {saved.get('format')!r} in {path}, expected {FORMAT}. "
+            "Train into another folder.",
         )
     return saved
 

@@ -31,8 +31,10 @@ from jscc.export.reference.prior import PriorStage
 from jscc.export.reference.stylegan import StyleganStage, latent_statistics
 from jscc.export.reference.tiles import Tiles
 from jscc.export.roles import REFERENCES
+from jscc.runtime.errors import DataError
 
 SNR_DB: Final = (0.0, 14.0)
+WEIGHTS: Final = "model.safetensors"  # of a packed network, in its folder
 DEVICES: Final = ("cpu", "cuda")  # kinds that every network has a budget and a batch for
 
 
@@ -68,7 +70,7 @@ class Job:
         ``export/reference``.
 
         Raises:
-            FileNotFoundError: There are neither.
+            DataError: ``E_NETWORK``, there are neither.
         """
         path = self.out / f"{name}.pt"
         if path.exists():
@@ -76,15 +78,16 @@ class Job:
             return weights
         if (REFERENCES / name).is_dir():
             return unpack(REFERENCES / name)
-        raise FileNotFoundError(
+        raise DataError(
+            "E_NETWORK",
             f"{path}: got no checkpoint, expected that of {name}, which this network builds "
-            f"on. Train it first: --network {name}."
+            f"on. Train it first: --network {name}.",
         )
 
 
 def unpack(folder: Path) -> dict[str, Tensor]:
     """Packed weights of this project in `folder`, floats as float32."""
-    tensors = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / WEIGHTS)
     return {
         name: value.float() if value.is_floating_point() else value
         for name, value in tensors.items()

@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jscc.runtime.errors import DataError
+from jscc.runtime.terminal import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -38,12 +41,20 @@ def read_tiles(folder: Path) -> Tiles:
     on nothing but the names.
 
     Raises:
-        FileNotFoundError: There is no picture of at least 256x256 in the folder.
+        DataError: ``E_TILES``, there is no picture of at least 256x256 in the folder, or a picture
+            in it is damaged.
     """
+    if not folder.is_dir():
+        raise DataError(
+            "E_TILES",
+            f"--data {folder}: got no folder, expected one. Correct the name.",
+        )
     named = sorted(_tiles(folder), key=lambda item: item[0])
     if not named:
-        raise FileNotFoundError(
-            f"tiles: got no picture of at least {TILE}x{TILE} in {folder}, expected some."
+        raise DataError(
+            "E_TILES",
+            f"--data {folder}: got no picture of at least {TILE}x{TILE}, expected some. "
+            "Name another folder.",
         )
     sources = sorted(
         {source for source, _ in named}, key=lambda s: hashlib.sha256(s.encode()).digest()
@@ -69,10 +80,10 @@ def _tiles(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
                     stream = archive.extractfile(member) if member.isfile() else None
                     if stream is not None and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
                         source = sources.get((path.name, member.name), member.name)
-                        for tile in _cut(stream.read()):
+                        for tile in _cut(stream.read(), f"{path}, {member.name}"):
                             yield f"{path.name}/{source}", tile
         elif path.suffix.lower() in IMAGE_SUFFIXES:
-            for tile in _cut(path.read_bytes()):
+            for tile in _cut(path.read_bytes(), str(path)):
                 yield path.name, tile
 
 
@@ -84,9 +95,16 @@ def _sources(manifest: Path) -> dict[tuple[str, str], str]:
         return {(row["tar"], row["tile"]): row["source_image"] for row in rows}
 
 
-def _cut(data: bytes) -> Iterator[np.ndarray]:
+def _cut(data: bytes, where: str) -> Iterator[np.ndarray]:
     """Yields the whole 256x256 tiles of a picture, from its top left corner."""
-    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    except OSError as error:
+        raise DataError(
+            "E_TILES",
+            f"{where}: got {type(error).__name__} ({printable(str(error))}), expected a whole "
+            "picture. Copy it again or take it away.",
+        ) from error
     for top in range(0, pixels.shape[0] - TILE + 1, TILE):
         for left in range(0, pixels.shape[1] - TILE + 1, TILE):
             yield pixels[top : top + TILE, left : left + TILE]

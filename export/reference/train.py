@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,8 @@ from jscc.export.reference.pack import pack
 from jscc.export.reference.pairs import Pairs, make_pairs
 from jscc.export.reference.perceptual import Lpips
 from jscc.export.reference.tiles import Tiles, read_tiles
+from jscc.runtime.terminal import Parser
+from jscc.runtime.terminal import run as run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -236,9 +239,7 @@ def _pairs(recipe: Recipe, tiles: Tiles) -> tuple[Pairs, Pairs]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jscc.export.reference.train", description=__doc__
-    )
+    parser = Parser(prog="python -m jscc.export.reference.train", description=__doc__)
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of tars of 256x256 tiles, or of pictures"
     )
@@ -259,8 +260,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line and returns its exit status."""
     options = _parser().parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -283,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
     )
     train(recipe, STAGES if options.stage == "all" else [options.stage])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("train", main, sys.argv[1:]))

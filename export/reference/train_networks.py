@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,11 @@ import yaml
 from safetensors.torch import save
 
 from jscc.export.reference.loop import Plan, read_checkpoint, run
-from jscc.export.reference.networks import DEVICES, NETWORKS, Job, unpack
+from jscc.export.reference.networks import DEVICES, NETWORKS, WEIGHTS, Job, unpack
 from jscc.export.reference.tiles import read_tiles
+from jscc.runtime.errors import DataError
+from jscc.runtime.terminal import Parser
+from jscc.runtime.terminal import run as run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,9 +49,9 @@ def pack(name: str, folder: Path) -> Path:
         if not bool(torch.isfinite(kept).all()):
             raise ValueError(f"pack: got values beyond float16 in {key}, expected none.")
         tensors[network.prefix + key] = kept.contiguous().clone()
-    part = out / "model.safetensors.part"
+    part = out / f"{WEIGHTS}.part"
     part.write_bytes(save(tensors))
-    os.replace(part, out / "model.safetensors")
+    os.replace(part, out / WEIGHTS)
     text = yaml.safe_dump(dict(network.config), sort_keys=False)
     (out / "config.yaml").write_text(text, encoding="utf-8")
     return out
@@ -57,8 +61,12 @@ def begin(model: nn.Module, folder: Path, prefix: str) -> None:
     """Give `model` the packed weights in `folder`, which may hold more than it takes.
 
     Raises:
-        ValueError: Some are missing or of another shape.
+        DataError: ``E_NETWORK``, some are missing or of another shape.
     """
+    if not (folder / WEIGHTS).is_file():
+        raise DataError(
+            "E_NETWORK", f"--begin {folder}: got no {WEIGHTS}, expected one. Name its folder."
+        )
     packed = unpack(folder)
     wanted = model.state_dict()
     unfit = [
@@ -67,9 +75,10 @@ def begin(model: nn.Module, folder: Path, prefix: str) -> None:
         if prefix + name not in packed or packed[prefix + name].shape != value.shape
     ]
     if unfit:
-        raise ValueError(
+        raise DataError(
+            "E_NETWORK",
             f"--begin {folder}: got no {unfit[0]!r} of shape {tuple(wanted[unfit[0]].shape)} "
-            f"({len(unfit)} like it), expected the packed weights of this network. Name its folder."
+            f"({len(unfit)} like it), expected the packed weights of this network. Name them.",
         )
     model.load_state_dict({name: packed[prefix + name] for name in wanted})
 
@@ -81,16 +90,12 @@ def device_from(text: str) -> torch.device:
         ArgumentTypeError: It is of another kind.
     """
     if text.partition(":")[0] not in DEVICES:
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected {' or '.join(DEVICES)}. Take one of them."
-        )
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {' or '.join(DEVICES)}")
     return torch.device(text)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jscc.export.reference.train_networks", description=__doc__
-    )
+    parser = Parser(prog="python -m jscc.export.reference.train_networks", description=__doc__)
     parser.add_argument("--network", choices=sorted(NETWORKS), required=True)
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of tars of 256x256 tiles, or of pictures"
@@ -111,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line and returns its exit status."""
     options = _parser().parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -143,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         begin(stage.model, options.begin, network.prefix)
     run(stage, plan, options.out, resume=options.resume)
     pack(options.network, options.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("train_networks", main, sys.argv[1:]))

@@ -53,5 +53,5 @@ SYSTEM = System(
         **GUIDE_OPTIONS,
         "snrs_db": "SNR in dB that each file given as inn was trained at, in their order: 1,7,13",
     },
-    series={"inn": "inn"},
+    banks={"inn": "inn"},
 )

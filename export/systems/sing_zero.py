@@ -6,7 +6,8 @@ null-space guide of DDNM (Wang et al., arXiv:2212.00490) on the output of any De
 
 The paper asks for a linear operator without fixing one, and states neither steps nor noise. What
 is not theirs is this project's choice, see `DEFAULTS` and `SAMPLER`: it was made on held-out tiles
-with the reference weights, for LPIPS at 1 and 10 dB. DDNM's own are 100 steps from noise, eta 0.85.
+for LPIPS at 1 and 10 dB, with the reference weights, level and eta before the prior's training had
+ended. DDNM's own are 100 steps from noise, eta 0.85.
 
 The paper prints DDPM's ancestral update from one level to the next; DDNM's code, the default here,
 has DDIM's. ``--sampler ddpm`` is the printed one, at export or of any bundle when it receives, and

@@ -120,25 +120,16 @@ def read_sides(
         StorageError: ``E_IO``, reading failed.
     """
     wanted = host_sides(manifest)
-    words = ", ".join(wanted) or "none"
     files = list(named)
     if context is not None:
         if len(wanted) != 1:
             raise UsageError(
                 "E_SIDE",
                 f"--context: got a file, expected a bundle with one side input; this one has "
-                f"{words}. Leave it out, or give --side NAME=FILE.",
+                f"{', '.join(wanted) or 'none'}. Leave it out, or give --side NAME=FILE.",
             )
         files.append((wanted[0], context))
-    names = [name for name, _ in files]
-    for name in names:
-        if name not in wanted or names.count(name) > 1:
-            times = " twice" if name in wanted else ""
-            raise UsageError(
-                "E_SIDE",
-                f"--side: got {name!r}{times}, expected each of {words} once, the side inputs of "
-                "this bundle. Correct the name or leave it out.",
-            )
+    check_names([name for name, _ in files], wanted)
     arrays: dict[str, Array] = {}
     maps: dict[str, Floats] = {}
     for name, path in files:
@@ -148,6 +139,22 @@ def read_sides(
         else:
             arrays[name] = array
     return HostSides(arrays, maps)
+
+
+def check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Hold the names of side inputs to those that are `wanted`, each once.
+
+    Raises:
+        UsageError: ``E_SIDE``, one is unknown or there twice.
+    """
+    for name in names:
+        if name not in wanted or names.count(name) > 1:
+            times = " twice" if name in wanted else ""
+            once = f"each of {', '.join(wanted)} once" if wanted else "none: nothing takes it"
+            raise UsageError(
+                "E_SIDE",
+                f"--side: got {name!r}{times}, expected {once}. Correct the name or leave it out.",
+            )
 
 
 def _takes_map(manifest: Manifest, name: str) -> bool:

@@ -238,7 +238,7 @@ def test_side_inputs_reach_the_bundles_that_take_them(bundle, images, tmp_path):
     (expected,) = timeless(inside)["rows"]
     for number, row in enumerate(timeless(given)["rows"]):
         assert row == {**expected, "bundle": number}
-    with pytest.raises(UsageError, match=r"--side: got 'context', expected each of none once"):
+    with pytest.raises(UsageError, match=r"--side: got 'context', expected none: nothing takes it"):
         measure(bundle, *common, *side, "--json", tmp_path / "none.json")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiny_checkpoint
 from jscc.export.codecs import SWIN_REBUILT
 from jscc.export.models.swin import DeepJsccSwin
 from jscc.export.models.swin_blocks import PatchMerging, PatchSplitting, shift_mask
@@ -12,21 +13,7 @@ TOLERANCE = 5e-5
 SIZES = ("128x128", "128x192")
 REBUILT = (*SWIN_REBUILT, "decoder.absolute_pos_embed")
 SNRS = {"A": 1.0, "B": 10.0}
-SMALL = {
-    "img_size_h": 32,
-    "img_size_w": 32,
-    "patch_size": 2,
-    "in_chans": 3,
-    "embed_dims": [8, 12],
-    "embed_dims_d": [12, 8],
-    "depths": [2, 2],
-    "depths_d": [2, 2],
-    "num_heads": [2, 3],
-    "num_heads_d": [3, 2],
-    "bottleneck_dim": 4,
-    "window_size": 4,
-    "mlp_ratio": 4.0,
-}
+SMALL = {**tiny_checkpoint.SWIN["params"], "img_size_h": 32, "img_size_w": 32}
 
 
 @pytest.fixture(scope="module")

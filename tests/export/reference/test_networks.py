@@ -21,6 +21,7 @@ from jscc.export.reference.loop import Plan, read_checkpoint, run
 from jscc.export.reference.networks import DEVICES, NETWORKS, REFERENCES, Job
 from jscc.export.reference.prior import PriorStage, alphas_cumprod
 from jscc.export.reference.tiles import read_tiles
+from jscc.runtime.errors import DataError, UsageError
 
 TINY = {
     "af-96": {"c_feat": 4, "c_out": 4},
@@ -91,7 +92,7 @@ def test_a_network_for_another_bandwidth_begins_from_the_trained_one(tiles, code
 
 def test_what_a_network_builds_on_must_be_there(tiles, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "REFERENCES", tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"af-96.pt: got no checkpoint"):
+    with pytest.raises(DataError, match=r"af-96.pt: got no checkpoint"):
         stage_of("af-48", tiles, tmp_path)
 
 
@@ -112,8 +113,10 @@ def test_training_begins_from_packed_weights(codec_out):
     for name, value in state.ema.state_dict().items():
         assert torch.equal(model.state_dict()[name], value.half().float()), name
     other = Af.from_config({**NETWORKS["af-48"].config, **TINY["af-48"]})
-    with pytest.raises(ValueError, match=r"got no 'encoder.* of shape \(8,"):
+    with pytest.raises(DataError, match=r"got no 'encoder.* of shape \(8,"):
         train_networks.begin(other, folder, "")
+    with pytest.raises(DataError, match=r"got no model.safetensors, expected one"):
+        train_networks.begin(other, folder / "nowhere", "")
 
 
 def test_resuming_equals_never_having_stopped(tiles, tmp_path):
@@ -221,11 +224,11 @@ def test_an_inn_is_trained_at_the_snrs_of_its_configuration(tiles, codec_out, ti
     assert listed <= {1.0, 7.0, 13.0}
 
 
-def test_a_device_that_no_network_has_a_budget_for(tmp_path, capsys):
+def test_a_device_that_no_network_has_a_budget_for(tmp_path):
     command = ["--network", "af-96", "--data", str(tmp_path), "--out", str(tmp_path)]
-    with pytest.raises(SystemExit):
+    wanted = "--device: got 'mps', expected cpu or cuda. See"
+    with pytest.raises(UsageError, match=wanted):
         train_networks.main([*command, "--device", "mps"])
-    assert "--device: got 'mps', expected cpu or cuda. Take one of them." in capsys.readouterr().err
     for network in NETWORKS.values():
         assert set(network.minutes) == set(network.batch) == set(DEVICES)
 
@@ -251,7 +254,7 @@ def test_a_network_builds_on_what_the_table_says(name, recipes, tiles, tmp_path,
     monkeypatch.setattr(networks, "REFERENCES", tmp_path / "none")
     base = recipes[name][0]
     if base:
-        with pytest.raises(FileNotFoundError, match=f"expected that of {base}, which"):
+        with pytest.raises(DataError, match=f"expected that of {base}, which"):
             stage_of(name, tiles, tmp_path)
     else:
         assert stage_of(name, tiles, tmp_path).model is not None

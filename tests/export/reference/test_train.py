@@ -27,6 +27,7 @@ from jscc.export.reference.loop import Plan, read_checkpoint
 from jscc.export.reference.optimizer import orthogonalise
 from jscc.export.reference.tiles import draw_crops, read_tiles
 from jscc.export.reference.train import PRESETS, STAGES, Recipe, train
+from jscc.runtime.errors import DataError
 
 STEPS = 4
 
@@ -119,7 +120,7 @@ def test_tiles_of_one_source_image_stay_together(data):
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="got no picture of at least 256x256"):
+    with pytest.raises(DataError, match="got no picture of at least 256x256"):
         read_tiles(tmp_path)
 
 
@@ -245,7 +246,7 @@ def test_the_decoder_stage_leaves_the_encoder_alone(trained):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     torch.save({"format": 99}, tmp_path / "codec.pt")
-    with pytest.raises(ValueError, match="got checkpoint format 99"):
+    with pytest.raises(DataError, match="got checkpoint format 99"):
         read_checkpoint(tmp_path / "codec.pt")
 
 

@@ -1,4 +1,4 @@
-"""Series: networks of one family, a file each, that a system takes together.
+"""Bank: networks of one family, a file each, that a system takes together.
 
 CommIN's invertible networks are an example, one for each SNR; as everywhere, a role is repeated for
 each file: ``--checkpoint inn=a.pth --checkpoint inn=b.pth``. The order counts.
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PREFIX = "nets."
 
 
-def in_series(files: Sequence[Checkpoint], family: str) -> Tensors | None:
-    """The weights of networks of `family`, file i's below ``nets.i.``; None where it is no series.
+def in_bank(files: Sequence[Checkpoint], family: str) -> Tensors | None:
+    """The weights of networks of `family`, file i's below ``nets.i.``; None where it is no bank.
 
     Args:
         files: One network each.
@@ -35,7 +35,7 @@ def in_series(files: Sequence[Checkpoint], family: str) -> Tensors | None:
         CheckpointError: ``E_CKPT_KEYS``, some of the files hold networks of `family` and others do
             not, or the networks are not alike.
     """
-    parts, known = [], find_family(family, "series")
+    parts, known = [], find_family(family, "bank")
     for index, file in enumerate(files):
         shapes = {name: form(file.tensors, name)[0] for name in file.tensors}
         found = match(known, shapes)
@@ -55,7 +55,7 @@ def in_series(files: Sequence[Checkpoint], family: str) -> Tensors | None:
 
 
 def shared_settings(paths: Sequence[Path | None]) -> dict[str, object]:
-    """The settings that lie beside every network of a series, the family left out.
+    """The settings that lie beside every network of a bank, the family left out.
 
     Raises:
         CheckpointError: ``E_CONFIG``, they differ.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,12 @@ import torch
 import yaml
 
 import tiny_checkpoint
+from jscc.export.checkpoint import read_checkpoint
 from jscc.export.gather import Request, gather
 from jscc.export.inn_guide import SAMPLER, Consistency, zeta_of
 from jscc.export.models.commin import Commin
 from jscc.export.models.inn import SHELL, Inn
-from jscc.export.source import CheckpointSource
+from jscc.export.source import CheckpointSource, NetworkFiles
 from jscc.export.system import Options, find
 from jscc.runtime.errors import CheckpointError, JsccError, UsageError
 
@@ -93,7 +95,7 @@ def test_each_file_is_the_network_of_its_snr(
     assert names == ["0.pth", "1.pth", "2.pth"]
 
 
-def test_one_file_is_a_series_of_one(parts: tuple[str, ...], tmp_path: Path) -> None:
+def test_one_file_is_a_bank_of_one(parts: tuple[str, ...], tmp_path: Path) -> None:
     network = drawn(PLAIN, 0)
     commin = loaded(gathered(parts, write(tmp_path / "a.pth", network)), [7.0])
     image = torch.rand(1, 3, 8, 8)
@@ -119,7 +121,7 @@ def test_settings_for_all_of_them(parts: tuple[str, ...], tmp_path: Path) -> Non
     assert source.config["inn"]["levels"] == 4
 
 
-def test_the_own_container_is_no_series(parts: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_own_container_is_no_bank(parts: tuple[str, ...], tmp_path: Path) -> None:
     config = {**PLAIN, "nets": 2, "snrs_db": [1.0, 7.0]}
     network = tiny_checkpoint._drawn(Commin.from_config(config), 3)
     torch.save(network.state_dict(), tmp_path / "model.ckpt")
@@ -137,7 +139,7 @@ def refused(kind: type[JsccError], code: str, shown: str, *arguments: Any, **ext
     assert caught.value.code == code
 
 
-def test_files_that_are_no_series(parts: tuple[str, ...], tmp_path: Path) -> None:
+def test_files_that_are_no_bank(parts: tuple[str, ...], tmp_path: Path) -> None:
     plain = write(tmp_path / "plain.pth", drawn(PLAIN, 0))
     wide = write(tmp_path / "wide.pth", drawn({**PLAIN, "width": 6}, 0))
     torch.save({"weight": torch.ones(2, 2)}, tmp_path / "other.pth")
@@ -229,3 +231,14 @@ def test_the_norm_is_an_option(parts: tuple[str, ...], tmp_path: Path) -> None:
     assert float(consistency.norm(torch.full((1, 4), 3.0))) == 36.0
     with pytest.raises(UsageError, match="--option norm: got 'l1', expected one of l2, squared"):
         planned(source, snrs_db="7", norm="l1")
+
+
+def test_every_file_of_a_bank_is_in_the_provenance(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{seed}.pth", drawn(PLAIN, seed)) for seed in (1, 2, 3)]
+    read = [read_checkpoint(path) for path in files]
+    both, other, one = (
+        NetworkFiles(kept, "none").describe().sha256
+        for kept in ((read[0], read[1]), (read[0], read[2]), (read[0],))
+    )
+    assert one == hashlib.sha256(files[0].read_bytes()).hexdigest()
+    assert len({both, other, one}) == 3
