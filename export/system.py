@@ -30,6 +30,7 @@ class StageSpec:
         inputs: Ports that the module's ``forward`` takes, in order.
         outputs: Ports that it returns, in order.
         tolerance: Largest difference to torch allowed, relative to the output's peak.
+        gradients: Outputs that are gradients: see `jscc.export.lower.prove`.
         tiled: Whether the runtime may run the stage on tiles of a large image.
         ranges: For inputs that may not be any number, by name, the least and the largest value
             that examples of them take.
@@ -43,6 +44,7 @@ class StageSpec:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     tolerance: float = 1e-4
+    gradients: tuple[str, ...] = ()
     tiled: bool = False
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rates: tuple[int, ...] = ()

@@ -1,8 +1,18 @@
-"""What is said of a lowered stage: the size at which it was compared with torch."""
+"""What is said of a lowered stage: the size it was compared with torch at, and how closely."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
-from jscc.export.lower import Sizes, compared_size
+import jscc.export.lower as lowering
+from jscc.export.gradient import Gradient
+from jscc.export.lower import Sizes, compared_size, evaluate, examples, lower, moved
+from jscc.export.system import StageSpec
+from jscc.runtime.errors import ParityError
 from jscc.runtime.ports import Port
 
 PROVED = Sizes(multiple=32).proved()
@@ -29,3 +39,81 @@ def test_the_size_is_the_one_that_the_stage_ran_at(
     ports: tuple[Port, ...], size: tuple[int, int]
 ) -> None:
     assert compared_size(ports, PROVED) == size
+
+
+MAP = (1, 3, 64, 64)
+
+
+class Rectified(nn.Module):
+    """Gradient 1 where x is over 1, else 0: rounding decides at 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x - 1.0).sum(dim=(1, 2, 3))
+
+
+class Quartic(nn.Module):
+    """Gradient 4 x^3, nowhere with an edge."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x**4).sum(dim=(1, 2, 3))
+
+
+def gradient_of(loss: nn.Module) -> StageSpec:
+    return StageSpec(
+        name="gradient",
+        build=lambda: Gradient(loss, ("x",)),
+        inputs=(Port("x", "float32", MAP),),
+        outputs=(Port("grad", "float32", MAP),),
+        gradients=("grad",),
+    )
+
+
+def allowed(loss: nn.Module) -> float:
+    spec = gradient_of(loss)
+    arrays = examples(spec.inputs, {}, seed=1)
+    module = spec.build()
+    return moved(module, spec, arrays, evaluate(module, spec, arrays))["grad"]
+
+
+def test_a_smooth_gradient_may_be_off_by_what_its_inputs_moved() -> None:
+    # x^4's gradient is 4 x^3: every element moves by 3 times the share its input moves by.
+    assert allowed(Quartic()) == pytest.approx(3 * lowering.NUDGE, rel=1e-3)
+
+
+def test_a_gradient_with_an_edge_may_be_off_by_elements_on_its_edge() -> None:
+    spec = gradient_of(Rectified())
+    x = examples(spec.inputs, {}, seed=1)["x"]
+    beyond = np.count_nonzero(x > 1)
+    near = np.count_nonzero(np.abs(x - 1) < lowering.NUDGE)
+    assert near > 0
+    assert 0 < allowed(Rectified()) <= np.sqrt(near / beyond)
+
+
+def test_elements_on_the_other_side_of_an_edge_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = lowering.run_graph
+
+    def rounded(path: Path, arrays: Any, outputs: Any) -> Any:
+        grad = honest(path, arrays, outputs)["grad"]
+        closest = np.argmin(np.abs(arrays["x"] - 1))
+        grad.flat[closest] = 1 - grad.flat[closest]
+        return {"grad": grad}
+
+    monkeypatch.setattr(lowering, "run_graph", rounded)
+    lowered = lower(gradient_of(Rectified()), tmp_path, Sizes(64, MAP[2:]), "fp32")
+    assert lowered.parity["grad"].max_abs == 1.0  # recorded all the same
+
+
+@pytest.mark.parametrize("loss", [Rectified(), Quartic()])
+def test_a_wrong_gradient_is_refused(
+    loss: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = lowering.run_graph
+
+    def wrong(*arguments: Any) -> Any:
+        return {name: 1.1 * array for name, array in honest(*arguments).items()}
+
+    monkeypatch.setattr(lowering, "run_graph", wrong)
+    with pytest.raises(ParityError, match=r"'grad': got .* 1\.00e-01 of its length, .* expected"):
+        lower(gradient_of(loss), tmp_path, Sizes(64, MAP[2:]), "fp32")
