@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from jscc.benchmarks.shared_images import restricted
 from jscc.benchmarks.titles import Figures
 from jscc.runtime.errors import DataError, UsageError
 
@@ -201,6 +202,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leave-out", action="append", default=[], metavar="NAME", help="a series; repeat"
     )
+    parser.add_argument(
+        "--common", action="store_true", help="means over the images that all results have"
+    )
 
 
 def shown_names(results: Sequence[Result], args: argparse.Namespace) -> dict[str, str]:
@@ -222,9 +226,13 @@ def shown_names(results: Sequence[Result], args: argparse.Namespace) -> dict[str
 
 
 def select(results: Sequence[Result], args: argparse.Namespace) -> list[Series]:
-    """The curves that the options ask for, renamed; errors as in `shown_names`."""
+    """The curves that the options ask for, renamed.
+
+    Raises:
+        UsageError: As in `shown_names` and `restricted`.
+    """
     names = shown_names(results, args)
-    series = series_of(results)
+    series = series_of(restricted(results) if args.common else results)
     return [replace(each, label=names[each.label]) for each in series if each.label in names]
 
 

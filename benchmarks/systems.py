@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from jscc.benchmarks.report import markdown_table
 from jscc.benchmarks.series import Point, Series, add_selection, is_cbr, ratio, read_result, select
+from jscc.benchmarks.shared_images import images_of_all
 from jscc.benchmarks.sweep import fraction, items, metrics_from, snrs_from
 from jscc.benchmarks.titles import TITLES, cell
 from jscc.runtime.errors import UsageError
@@ -41,7 +42,8 @@ def systems_table(args: argparse.Namespace) -> str:
     Raises:
         UsageError: ``E_PLOT``, nothing was measured there.
     """
-    series = select([read_result(path) for path in args.result], args)
+    results = [read_result(path) for path in args.result]
+    series = select(results, args)
     metrics, snrs_db = metrics_from(args.metric), snrs_from(args.snr)
     cbrs = items("--cbr", args.cbr, fraction) or _cbrs(series)
     rows = [
@@ -59,7 +61,11 @@ def systems_table(args: argparse.Namespace) -> str:
     names = " / ".join(TITLES[metric][0] for metric in metrics)
     heads = [f"{snr_db:g} dB" for snr_db in snrs_db]
     header = (f"system ({names})", "cbr", "parameters, M", "s per image", *heads)
-    return markdown_table(header, rows)
+    table = markdown_table(header, rows)
+    if not args.common:
+        return table
+    count = len(images_of_all(results))
+    return f"{table}\nMeans over the {count} images that all of these results have.\n"
 
 
 def _cbrs(series: Sequence[Series]) -> list[Fraction]:

@@ -1,7 +1,7 @@
 """AF stage: trains the AF network on mean squared error over a range of SNRs.
 
 A bandwidth is the number of planes of the code; a network for another bandwidth may begin from one
-that is trained: every weight whose shape is the same is taken over.
+that is trained: see `widened`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,29 @@ if TYPE_CHECKING:
     from jscc.export.reference.tiles import Tiles
 
 
+def widened(trained: Tensor, own: Tensor) -> Tensor:
+    """`own`, a weight as it was drawn, with what it has in common with one of another width.
+
+    Where it is the wider one, what is new does not disturb what was trained: trained outputs
+    ignore new inputs.
+    """
+    widened = own.clone()
+    corner = tuple(
+        slice(min(length, wanted)) for length, wanted in zip(trained.shape, own.shape, strict=True)
+    )
+    if own.ndim > 1:
+        widened[corner[0], trained.shape[1] :] = 0
+    widened[corner] = trained[corner]
+    return widened
+
+
 @dataclass(frozen=True)
 class AfStage:
     """Random crops through encoder, radio channel and decoder.
 
     Attributes:
         params: ``c_feat``, ``c_out``, ``SNR_low`` and ``SNR_high``.
-        begin: Weights to begin from, by name; those of another shape are left out.
+        begin: Weights of a network of another width to begin from, by name.
     """
 
     tiles: Tiles
@@ -45,12 +61,10 @@ class AfStage:
         # Not in channels_last: torch 2.13 corrupts its heap in the strided convolutions' backward.
         model = Af.from_config(self.params)
         own = model.state_dict()
-        fitting = {
-            name: value
-            for name, value in self.begin.items()
-            if name in own and own[name].shape == value.shape
+        taken = {
+            name: widened(value, own[name]) for name, value in self.begin.items() if name in own
         }
-        model.load_state_dict(own | fitting)
+        model.load_state_dict(own | taken)
         object.__setattr__(self, "model", model.to(self.device))
 
     @property
