@@ -139,10 +139,27 @@ def _quality(result: Result) -> Iterator[tuple[str, str, Point]]:
 
 
 def label_of(result: Result, mean: Mapping[str, Any]) -> str:
-    """What a way to receive is called; one bundle's several settings by what they ran."""
-    own = _of_bundle(result, mean)
-    several = len({(other["sampler"], other["steps"], other["ran"]) for other in own}) > 1
-    return f"{_name(result, mean)}, {mean['ran']}" if several else _name(result, mean)
+    """What a way to receive is called; one bundle's several settings by what they ran.
+
+    By what they ran at the first SNR, as the weight of a guide may depend on it, and by knobs.
+    """
+    first: dict[object, Mapping[str, Any]] = {}
+    for other in _of_bundle(result, mean):
+        first.setdefault(_setting(other), other)
+    if len(first) == 1:
+        return _name(result, mean)
+    described = result["bundles"][mean["bundle"]].get("settings", [])
+    knobs: Mapping[str, float] = {}
+    if "setting" in mean and len(described) > 1:
+        knobs = described[mean["setting"]].get("settings", {})
+    words = [_name(result, mean), first[_setting(mean)]["ran"]]
+    words += [f"{name} {value:g}" for name, value in knobs.items()]
+    return ", ".join(word for word in words if word)
+
+
+def _setting(mean: Mapping[str, Any]) -> object:
+    """Which setting of its bundle a mean was measured with."""
+    return mean.get("setting", (mean["sampler"], mean["steps"], mean["ran"]))
 
 
 def alone_label(result: Result, mean: Mapping[str, Any]) -> str:

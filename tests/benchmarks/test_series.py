@@ -63,6 +63,26 @@ def test_several_settings_of_a_bundle_are_told_apart():
     assert labels == ["a, ddim, 4 steps", "a, ddim, 2 steps", "a, codec alone"]
 
 
+def test_settings_that_differ_in_a_knob_are_told_apart():
+    points = {1.0: (recorded.figures(20.0), recorded.figures(19.0))}
+    result = recorded.quality(("a", 1 / 96, points))
+    result["means"].append({**result["means"][0], "setting": 1})
+    result["bundles"][0]["settings"] = [{"settings": {"eta": 0.5}}, {"settings": {"eta": 1.0}}]
+    labels = [each.label for each in series([result])]
+    assert labels == ["a, ddim, 4 steps, eta 0.5", "a, ddim, 4 steps, eta 1", "a, codec alone"]
+
+
+def test_a_weight_that_follows_the_snr_is_one_series():
+    points = {snr_db: (recorded.figures(20.0), recorded.figures(19.0)) for snr_db in (1.0, 7.0)}
+    result = recorded.quality(("a", 1 / 96, points))
+    for mean, weight in zip(result["means"], (3, 1), strict=True):
+        mean["ran"] = f"ddnm, 5 steps, inn × {weight}"
+    assert [each.label for each in series([result])] == ["a", "a, codec alone"]
+    result["means"] += [{**mean, "setting": 1, "ran": "ddnm, 9 steps"} for mean in result["means"]]
+    labels = {each.label: len(each.points) for each in series([result])}
+    assert labels == {"a, ddnm, 5 steps, inn × 3": 2, "a, ddnm, 9 steps": 2, "a, codec alone": 4}
+
+
 def test_points_carry_what_they_cost():
     found = {each.label: each.points[0] for each in series([recorded.systems()])}
     assert (found["sing"].parameters, found["sing"].seconds) == (2_500_000, 1.5)
