@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jscc.export.models.af import Af
 from jscc.export.reference.codec import EVALUATED_SNR_DB, psnr_db, transmit
+from jscc.export.reference.precision import mixed
 from jscc.export.reference.tiles import draw_crops
 
 if TYPE_CHECKING:
@@ -113,10 +114,10 @@ def receive(model: Af, image: Tensor, snr_db: Tensor, generator: torch.Generator
         snr_db: Per picture [B,1].
         generator: Of the radio's noise.
     """
-    with torch.autocast(image.device.type, torch.bfloat16):
+    with mixed(image.device):
         code = model.encoder(image, snr_db)
     noise = torch.randn(code.shape, generator=generator).to(image.device)
     received = transmit(code, snr_db, noise)
-    with torch.autocast(image.device.type, torch.bfloat16):
+    with mixed(image.device):
         restored = model.decoder(received, snr_db)
     return torch.sigmoid(restored.float())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jscc.export.models.deepjscc_cnn import DeepJscc
+from jscc.export.reference.precision import mixed
 from jscc.export.reference.tiles import draw_crops
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class CodecStage:
             image.to(self.device, memory_format=torch.channels_last),
             snr_db.to(self.device),
         )
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             planes = self.model.E(image, snr_db)
             noise = torch.randn(planes.shape, generator=generator).to(self.device)
             with torch.autocast(self.device.type, enabled=False):
@@ -108,7 +109,7 @@ class CodecStage:
             values = []
             for chunk in torch.split(self.tiles.held_out, 16):
                 image = (chunk.float() / 255).to(self.device)
-                with torch.autocast(self.device.type, torch.bfloat16):
+                with mixed(self.device):
                     restored = receive(model, image, snr, generator)
                 values.append(psnr_db(restored, image))
             figures[f"psnr_db@{snr:g}dB"] = float(torch.cat(values).mean())
@@ -148,6 +149,6 @@ def calibrate(codec: DeepJscc, tiles: Tensor, params: Mapping[str, Any]) -> None
         size = tiles.shape[-1]
         image = draw_crops(tiles, count=CALIBRATION_BATCH, size=size, generator=generator)
         snr_db = low + (high - low) * torch.rand(CALIBRATION_BATCH, 1, generator=generator)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device):
             receive(codec, image.to(device), snr_db.to(device), generator)
     codec.eval()

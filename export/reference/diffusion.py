@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jscc.export.models.unet import Control, Unet
+from jscc.export.reference.precision import mixed
 
 if TYPE_CHECKING:
     from jscc.export.reference.pairs import Pairs
@@ -113,7 +114,7 @@ class DiffusionStage:
         signal = self.abar[t].float()[:, None, None, None]
         x = signal.sqrt() * clean + (1 - signal).sqrt() * noise
         inputs = [value.to(self.device) for value in (x, hint, t.float(), snr_db)]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             predicted: Tensor = model(*inputs)
         return (predicted.float() - noise.to(self.device)).square().mean(dim=(1, 2, 3))
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from jscc.export.models.autoencoder import Autoencoder, split_moments
 from jscc.export.reference.codec import psnr_db
+from jscc.export.reference.precision import mixed
 from jscc.export.reference.tiles import draw_crops
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class FirstStage:
         image = draw_crops(self.tiles.train, count=count, size=size, generator=generator)
         image = (2 * image - 1).to(self.device)
         terms: dict[str, Tensor] = {}
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             mean, log_variance = split_moments(self.model.moments(image).float())
             noise = torch.randn(mean.shape, generator=generator).to(self.device)
             restored = self.model.decode(mean + torch.exp(0.5 * log_variance) * noise)
@@ -101,7 +102,7 @@ class FirstStage:
         quality, distance, latents = [], [], []
         for chunk in torch.split(self.tiles.held_out, 8):
             image = (chunk.float() / 255).to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with mixed(self.device):
                 mean = split_moments(model.moments(2 * image - 1))[0].float()
                 restored = model.decode(mean).float()
             restored = recolour(restored, 2 * image - 1).clamp(-1, 1)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from jscc.export.models.inn import Inn
 from jscc.export.reference.af import receive
 from jscc.export.reference.codec import EVALUATED_SNR_DB
+from jscc.export.reference.precision import mixed
 from jscc.export.reference.tiles import draw_crops
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class InnStage:
             wanted = functional.avg_pool2d(received, stride)
         # A network per SNR is asked for the one SNR of the batch.
         condition = known[:, 0] if isinstance(model, Inn) else known[:1, 0]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             coarse, _ = model(image, condition)
         return coarse.float(), wanted
 

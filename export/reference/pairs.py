@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jscc.export.models.autoencoder import split_moments
 from jscc.export.reference.codec import receive
+from jscc.export.reference.precision import mixed
 
 if TYPE_CHECKING:
     from jscc.export.models.autoencoder import Autoencoder
@@ -53,7 +54,7 @@ def make_pairs(
     clean, hint, snr_db = [], [], []
     for chunk in torch.split(tiles, CHUNK):
         image = (chunk.float() / 255).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device):
             clean.append(_latent(autoencoder, image))
             drawn = low + (high - low) * torch.rand(len(chunk), snrs, generator=generator)
             received = [_receive(codec, image, drawn[:, k], generator) for k in range(snrs)]

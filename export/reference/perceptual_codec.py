@@ -19,6 +19,7 @@ from jscc.export.models.pdjscc import Pdjscc
 from jscc.export.reference.adversarial import critic_loss, frozen, model_loss
 from jscc.export.reference.codec import EVALUATED_SNR_DB, psnr_db, transmit
 from jscc.export.reference.critics import PatchCritic
+from jscc.export.reference.precision import mixed
 from jscc.export.reference.tiles import draw_crops
 
 if TYPE_CHECKING:
@@ -138,18 +139,18 @@ class PerceptualCodecStage:
         joined = (progress - self.phases.perceptual) / max(self.phases.perceptual, 1e-9)
         weight = self.weights.perceptual * min(1.0, max(0.0, joined))
         if self.lpips is not None and weight > 0:
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with mixed(self.device):
                 terms["lpips"] = self.lpips(2 * restored - 1, 2 * image - 1).mean()
             loss = loss + weight * terms["lpips"]
         if progress >= self.phases.both and self.weights.adversarial > 0:
-            with frozen(self.critic), torch.autocast(self.device.type, torch.bfloat16):
+            with frozen(self.critic), mixed(self.device):
                 terms["adversarial"] = model_loss(self.critic(2 * restored - 1, sent))
             loss = loss + self.weights.adversarial * terms["adversarial"]
         return terms | {"loss": loss}
 
     def _critic_term(self, image: Tensor, restored: Tensor, sent: Tensor) -> Tensor:
         both = torch.cat((2 * image - 1, 2 * restored - 1))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             real, made = self.critic(both, sent.repeat(2, 1, 1, 1)).chunk(2)
         return critic_loss(real, made)
 
@@ -158,11 +159,11 @@ class PerceptualCodecStage:
     ) -> tuple[Tensor, Tensor]:
         """Returns the reconstruction and what was sent of it, at unit power and without noise."""
         codec = self.codec(model)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             planes = codec.encode(image, snr_db)
         noise = torch.randn(planes.shape, generator=generator).to(self.device)
         received = transmit(planes, snr_db, noise)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             restored = codec.decode(received, snr_db)
         silent = torch.full_like(snr_db, torch.inf)
         return restored.float(), transmit(planes.detach(), silent, noise)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jscc.export.models.adm import Adm
+from jscc.export.reference.precision import mixed
 from jscc.export.reference.tiles import draw_crops
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class PriorStage:
         """Mean squared error [B] of the predicted noise."""
         share = self.abar[t].float()[:, None, None, None]
         state = share.sqrt() * clean + (1 - share).sqrt() * noise
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             predicted = model(state.to(self.device), t.float().to(self.device))
         error: Tensor = (predicted.float() - noise.to(self.device)).square()
         return error.mean(dim=(1, 2, 3))

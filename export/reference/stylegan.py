@@ -26,6 +26,7 @@ from jscc.export.reference.adversarial import (
     path_lengths,
 )
 from jscc.export.reference.critics import ResidualCritic
+from jscc.export.reference.precision import mixed
 from jscc.export.reference.tiles import draw_crops
 
 if TYPE_CHECKING:
@@ -132,12 +133,12 @@ class StyleganStage:
             torch.randn(len(latent), 1, edge, edge, generator=generator).to(self.device)
             for edge in model.noise_edges
         ]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             image: Tensor = model(latent, maps)
         return image.float()
 
     def _judge(self, image: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             return self.critic(image).float()  # type: ignore[no-any-return]
 
     def _path_terms(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from jscc.export.models.adm import Adm
 from jscc.export.models.af import Af
@@ -17,8 +18,10 @@ from jscc.export.reference import af as af_module
 from jscc.export.reference import inn as inn_module
 from jscc.export.reference import networks, train_networks
 from jscc.export.reference import prior as prior_module
+from jscc.export.reference.af import widened
 from jscc.export.reference.loop import Plan, read_checkpoint, run
 from jscc.export.reference.networks import DEVICES, NETWORKS, REFERENCES, Job
+from jscc.export.reference.precision import mixed
 from jscc.export.reference.prior import PriorStage, alphas_cumprod
 from jscc.export.reference.tiles import read_tiles
 from jscc.runtime.errors import DataError, UsageError
@@ -87,7 +90,29 @@ def test_a_network_for_another_bandwidth_begins_from_the_trained_one(tiles, code
     kept, other = state.ema.state_dict(), model.state_dict()
     same = "encoder.layers.rb1.conv1.weight"
     assert torch.equal(other[same], kept[same])
-    assert other["encoder.layers.rbws4.conv1.weight"].shape == (8, 4, 3, 3)
+    wider = "encoder.layers.rbws4.conv1.weight"
+    assert other[wider].shape == (8, 4, 3, 3)
+    assert torch.equal(other[wider][:4], kept[wider])
+
+
+def test_trained_planes_ignore_new_ones():
+    trained, own = torch.randn(4, 6, 3, 3), torch.randn(8, 12, 3, 3)
+    wide, x = widened(trained, own), torch.randn(1, 12, 5, 5)
+    expected = functional.conv2d(x[:, :6], trained)
+    assert torch.equal(functional.conv2d(x, wide)[:, :4], functional.conv2d(x, wide[:4]))
+    assert torch.allclose(functional.conv2d(x, wide)[:, :4], expected, atol=1e-4)
+    assert torch.equal(wide[4:], own[4:])
+    assert torch.equal(widened(own, trained), own[:4, :6])  # and narrowed
+    assert torch.equal(widened(torch.ones(4), torch.zeros(6)), torch.tensor([1.0] * 4 + [0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [("AVX2", torch.float32), ("AVX512", torch.bfloat16)]
+)
+def test_half_precision_is_for_cpus_that_compute_in_it(capability, dtype, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with mixed(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_what_a_network_builds_on_must_be_there(tiles, tmp_path, monkeypatch):
