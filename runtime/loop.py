@@ -1,7 +1,8 @@
 """Loop: a stage asked once per noise level, its answers carried along by a sampler's table.
 
     x = start;  for each row:  clean, grad, direction = stage(x, t, ...)
-                               x = a*x + b*clean + c*clean_prev + s*noise - g*grad + d*direction
+                               x = a*x + b*clean + c*clean_prev + e*clean_prev2
+                                   + s*noise - g*grad + d*direction
 
 What a run does is decided before anything is computed (`plan_loop`), for each image of a batch by
 itself: images received together may start at different levels.
@@ -222,7 +223,7 @@ def run_loop(
         state[image] = _mix(begin, path.signal, fresh, path.noise, inner)
     scale = 1.0 if plan.guide is not None else 0.5 / math.prod(inner)
     tables = [path.table.guided(scale * path.guidance, plan.guide_every) for path in plan.paths]
-    before: Floats | None = None
+    before: tuple[Floats | None, Floats | None] = (None, None)
     for step in range(len(tables[0].rows)):
         rows = [table.rows[step] for table in tables]
         drawn, answer = None, None
@@ -231,7 +232,7 @@ def run_loop(
         if rows[0].t is not None:
             answer = denoise(_question(state, rows, drawn, guided=plan.guide is not None))
         state = _advance(state, rows, answer, before, drawn, guide)
-        before = before if answer is None else answer.clean
+        before = before if answer is None else (answer.clean, before[0])
     return state
 
 
@@ -252,7 +253,7 @@ def _advance(
     state: Floats,
     rows: Sequence[Row],
     answer: Answer | None,
-    before: Floats | None,
+    before: tuple[Floats | None, Floats | None],
     drawn: Floats | None,
     guide: Floats | None,
 ) -> Floats:
@@ -265,7 +266,14 @@ def _advance(
             grad = clean - guide[image]
         direction = _item(None if answer is None else answer.direction, image)
         after[image] = advance(
-            state[image], clean, _item(before, image), _item(drawn, image), grad, direction, row
+            state[image],
+            clean,
+            _item(before[0], image),
+            _item(before[1], image),
+            _item(drawn, image),
+            grad,
+            direction,
+            row,
         )
     return after
 

@@ -1,9 +1,9 @@
 """Table: a sampler as numbers, one row per step.
 
-    x' = a*x + b*clean + c*clean_prev + s*noise - g*grad + d*direction
+    x' = a*x + b*clean + c*clean_prev + e*clean_prev2 + s*noise - g*grad + d*direction
 
-Every supported sampler is linear in the state, in the network's present and previous clean
-estimate, in fresh noise and in what else the stage says of the way on, so the receiver runs any of
+Every supported sampler is linear in the state, in the network's present and last two clean
+estimates, in fresh noise and in what else the stage says of the way on, so the receiver runs any of
 them with one function, `jscc.kernels.advance`. A sampler is one file in ``runtime/samplers``: file
 name = its name.
 """
@@ -30,6 +30,7 @@ class Row:
         a: Factor of the state.
         b: Factor of the clean estimate.
         c: Factor of the clean estimate of the step before.
+        e: Factor of the clean estimate two steps before.
         s: Factor of fresh noise.
         g: Factor of the guide's gradient; other than 0 on guided steps only.
         d: Factor of the direction that the stage returns.
@@ -41,6 +42,7 @@ class Row:
     a: float
     b: float
     c: float = 0.0
+    e: float = 0.0
     s: float = 0.0
     g: float = 0.0
     d: float = 0.0
@@ -88,8 +90,9 @@ class Table:
         DDNM (Wang et al., arXiv:2212.00490, algorithm 2) with the levels of RePaint (Lugmayr et
         al., arXiv:2201.09865). One draw goes all the way up.
 
-        The first row after going up has no step before it: what it takes of the estimate before
-        goes to its own (`c` to `b`), which makes a multi-step sampler first order there.
+        The first row after going up has no step before it: what it takes of estimates before goes
+        to its own (`c` and `e` to `b`), which makes a multi-step sampler first order there; the
+        second has one (`e` to `c`).
 
         Args:
             length: Rows of a stretch.
@@ -110,6 +113,8 @@ class Table:
 def _again(stretch: tuple[Row, ...]) -> list[Row]:
     """One way back up over `stretch` and down again."""
     first, *rest = stretch
+    if rest:
+        rest[0] = replace(rest[0], c=rest[0].c + rest[0].e, e=0.0)
     left = first.alpha_bar
     below = stretch[-1].alpha_bar_next
     up = Row(
@@ -121,7 +126,7 @@ def _again(stretch: tuple[Row, ...]) -> list[Row]:
         alpha_bar=below,
         alpha_bar_next=left,
     )
-    return [up, replace(first, b=first.b + first.c, c=0.0), *rest]
+    return [up, replace(first, b=first.b + first.c + first.e, c=0.0, e=0.0), *rest]
 
 
 def names() -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Advance, the specification: one row of a sampler's table applied to the state.
 
-    x' = a*x + b*clean + c*clean_prev + s*noise - g*grad + d*direction
+    x' = a*x + b*clean + c*clean_prev + e*clean_prev2 + s*noise - g*grad + d*direction
 
 in float32: coefficients rounded to float32 first, each product and each sum rounded once, terms
 added from left to right. A term whose coefficient is zero is skipped, so it may be absent.
@@ -30,6 +30,10 @@ class Coefficients(Protocol):
         """Factor of the clean estimate of the step before."""
 
     @property
+    def e(self) -> float:
+        """Factor of the clean estimate two steps before."""
+
+    @property
     def s(self) -> float:
         """Factor of fresh noise."""
 
@@ -46,6 +50,7 @@ def advance(
     x: Floats,
     clean: Floats | None,
     clean_prev: Floats | None,
+    clean_prev2: Floats | None,
     noise: Floats | None,
     grad: Floats | None,
     direction: Floats | None,
@@ -60,6 +65,7 @@ def advance(
         ("x", row.a, x),
         ("clean", row.b, clean),
         ("clean_prev", row.c, clean_prev),
+        ("clean_prev2", row.e, clean_prev2),
         ("noise", row.s, noise),
         ("grad", -row.g, grad),
         ("direction", row.d, direction),

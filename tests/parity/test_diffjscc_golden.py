@@ -286,7 +286,7 @@ def test_guidance_toward_a_sample_is_the_same_closed_form(vectors) -> None:
         target = 0.18215 * (mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * noise)
         clean = vectors[f"{golden}.x0"]
         grad = (clean - target).astype(np.float32)
-        state = advance(state, clean, None, vectors["in.step_noise"][step], grad, None, row)
+        state = advance(state, clean, None, None, vectors["in.step_noise"][step], grad, None, row)
         assert_close(state, vectors[f"{golden}.x_prev"])
 
 

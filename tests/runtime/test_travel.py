@@ -67,7 +67,7 @@ def test_known_data_keeps_its_mean_and_its_noise_on_the_way(sampler):
     for row in table.rows:
         if row.t is not None:
             assert row.alpha_bar == pytest.approx(float(SCHEDULE.alphas_cumprod[row.t]))
-        mean = row.a * mean + row.b + row.c
+        mean = row.a * mean + row.b + row.c + row.e
         variance = row.a**2 * variance + row.s**2 + row.d**2 * (1 - row.alpha_bar_next)
         assert mean == pytest.approx(math.sqrt(row.alpha_bar_next), abs=1e-12)
         assert variance == pytest.approx(1 - row.alpha_bar_next, abs=1e-12)

@@ -40,7 +40,7 @@ def test_known_data_keeps_its_mean_and_its_noise(sampler, steps, last_level):
     abars = abars_of(STABLE_DIFFUSION, table)
     mean, variance, data = math.sqrt(abars[0]), 1 - abars[0], 1.0
     for row, abar in zip(table.rows, abars[1:], strict=True):
-        mean = row.a * mean + (row.b + row.c) * data
+        mean = row.a * mean + (row.b + row.c + row.e) * data
         variance = row.a**2 * variance + row.s**2 + row.d**2 * (1 - row.alpha_bar_next)
         assert mean == pytest.approx(math.sqrt(abar), abs=1e-12)
         assert variance == pytest.approx(1 - abar, abs=1e-12)
@@ -50,7 +50,7 @@ def test_known_data_keeps_its_mean_and_its_noise(sampler, steps, last_level):
 def test_every_table_ends_at_the_clean_estimate(sampler):
     for steps in (1, 2, 7):
         row = table_for(STABLE_DIFFUSION, sampler, steps, 999).rows[-1]
-        assert (row.a, row.b, row.c, row.s) == pytest.approx((0, 1, 0, 0), abs=1e-12)
+        assert (row.a, row.b, row.c, row.e, row.s) == pytest.approx((0, 1, 0, 0, 0), abs=1e-12)
         assert row.t == (999 if steps == 1 else 0)
 
 
@@ -71,18 +71,18 @@ def variance_after(schedule, sampler, steps):
     table = table_for(schedule, sampler, steps, schedule.last)
     abars = abars_of(schedule, table)
     begin = abars[0] * DATA_VARIANCE + 1 - abars[0]
-    # The state and the answer before it are jointly Gaussian: covariance of (x, clean_prev).
-    covariance = np.array([[begin, 0.0], [0.0, 0.0]])
+    # The state and the answers before it are jointly Gaussian: covariance of (x, prev, prev2).
+    covariance = np.diag([begin, 0.0, 0.0])
     for row, abar in zip(table.rows, abars, strict=False):
         factor = ideal(abar)
-        step = np.array([[row.a + row.b * factor, row.c], [factor, 0.0]])
+        step = np.array([[row.a + row.b * factor, row.c, row.e], [factor, 0, 0], [0, 1, 0]])
         covariance = step @ covariance @ step.T
         covariance[0, 0] += row.s**2
     return covariance[0, 0]
 
 
 @pytest.mark.parametrize(
-    ("sampler", "tolerance"), [("ddim", 0.04), ("dpmpp2m", 0.01), ("ddpm", 0.08)]
+    ("sampler", "tolerance"), [("ddim", 0.04), ("dpmpp2m", 0.01), ("unipc", 0.01), ("ddpm", 0.08)]
 )
 def test_gaussian_data_gets_its_variance(sampler, tolerance):
     assert variance_after(STABLE_DIFFUSION, sampler, 100) == pytest.approx(
@@ -98,15 +98,16 @@ def error_after(sampler, steps, schedule):
     def exact(abar):
         return math.sqrt(abar * DATA_VARIANCE + 1 - abar)
 
-    scale, before = exact(abars[0]), 0.0
+    scale, before, earlier = exact(abars[0]), 0.0, 0.0
     for row, abar in zip(table.rows[:-1], abars, strict=False):
         clean = ideal(abar) * scale
-        scale, before = row.a * scale + row.b * clean + row.c * before, clean
+        scale = row.a * scale + row.b * clean + row.c * before + row.e * earlier
+        before, earlier = clean, before
     return abs(scale - exact(abars[-2]))
 
 
 @pytest.mark.parametrize("steps", [129, 257, 513])
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp2m", 2)])
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp2m", 2), ("unipc", 3)])
 def test_halving_the_step_divides_the_error_by_two_to_the_order(sampler, order, steps):
     schedule = fine_schedule()
     ratio = error_after(sampler, steps, schedule) / error_after(sampler, 2 * steps - 1, schedule)
@@ -123,10 +124,61 @@ def test_ancestral_sampling_converges_to_the_data_with_order_one(steps):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.15)
 
 
-@pytest.mark.parametrize(("steps", "percent"), [(10, 7.7), (20, 3.0), (50, 1.0)])
-def test_few_second_order_steps_do_not_overshoot(steps, percent):
-    """The figures in the sampler's docstring; 44, 18 and 4.5 above without its limit."""
-    error = variance_after(STABLE_DIFFUSION, "dpmpp2m", steps) / DATA_VARIANCE - 1
-    assert 100 * error == pytest.approx(-percent, abs=0.06)
+@pytest.mark.parametrize(
+    ("sampler", "steps", "percent"),
+    [
+        ("dpmpp2m", 10, -7.7),
+        ("dpmpp2m", 20, -3.0),
+        ("dpmpp2m", 50, -1.0),
+        ("unipc", 10, 0.5),
+        ("unipc", 20, -0.05),
+        ("unipc", 50, -0.13),
+    ],
+)
+def test_few_steps_of_higher_order_do_not_overshoot(sampler, steps, percent):
+    """The figures in the samplers' docstrings; 4 to 47 above without their limits."""
+    error = variance_after(STABLE_DIFFUSION, sampler, steps) / DATA_VARIANCE - 1
+    assert 100 * error == pytest.approx(percent, abs=0.06)
     first = variance_after(STABLE_DIFFUSION, "ddim", steps) / DATA_VARIANCE - 1
     assert abs(error) < abs(first) / 3
+
+
+def unipc_of_the_paper(network, times, x):
+    """Algorithms 5 to 8 with order 2 and B2, state by corrected state, in the solver's time."""
+    alpha = 1 / np.sqrt(1 + np.exp(-2 * np.array(times)))
+    sigma = alpha * np.exp(-np.array(times))
+    answers = [network(x, 0)]
+    for i in range(1, len(times)):
+        h = times[i] - times[i - 1]
+        b_of_h = math.expm1(-h)
+        plain = sigma[i] / sigma[i - 1] * x - alpha[i] * b_of_h * answers[-1]
+        ratios, changes = [], []
+        if i > 1:
+            ratios = [(times[i - 2] - times[i - 1]) / h]
+            changes = [(answers[-2] - answers[-1]) / ratios[0]]
+        predicted = plain - alpha[i] * b_of_h * sum(0.5 * change for change in changes)
+        answer = network(predicted, i)
+        ratios, changes = [*ratios, 1.0], [*changes, answer - answers[-1]]
+        moments = [(b_of_h / -h - 1) / b_of_h, 2 * ((b_of_h / -h - 1) / -h - 0.5) / b_of_h]
+        order = len(ratios)
+        powers = np.array([[ratio**n for ratio in ratios] for n in range(order)])
+        weights = np.linalg.solve(powers, moments[:order]) if order > 1 else [0.5]
+        x = plain - alpha[i] * b_of_h * sum(map(float.__mul__, map(float, weights), changes))
+        answers.append(answer)
+    return answers[-1]
+
+
+def test_unipc_is_the_predictor_and_the_corrector_of_the_paper():
+    times = np.linspace(-2.0, 3.0, 9) + 0.08 * np.sin(np.arange(9))  # steps of unequal length
+    schedule = Schedule(np.sort(1 / (1 + np.exp(-2 * times)))[::-1].copy())
+
+    def network(x, i):
+        return math.tanh(x) + 0.1 * math.cos(i)
+
+    table = table_for(schedule, "unipc", 9, 8)
+    x, before, earlier = 0.7, 0.0, 0.0
+    for i, row in enumerate(table.rows):
+        clean = network(x, i)
+        x = row.a * x + row.b * clean + row.c * before + row.e * earlier
+        before, earlier = clean, before
+    assert x == pytest.approx(unipc_of_the_paper(network, list(times), 0.7), abs=1e-12)
