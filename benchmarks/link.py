@@ -143,4 +143,5 @@ class Link:
             guide_every=setting.guide_every,
             travel=setting.travel,
             settings=setting.settings,
+            spacing=setting.spacing,
         )

@@ -126,6 +126,7 @@ def ran(record: Record) -> str:
     parts = []
     for loop in record.loops.values():
         parts += [loop.sampler, f"{loop.steps} steps"]
+        parts += [] if loop.spacing is None else [loop.spacing]
         if loop.guide is not None:
             every = "" if loop.guide_every == 1 else f" every {loop.guide_every}"
             parts.append(f"{loop.guide}{every} × {loop.guidance:g}")

@@ -18,6 +18,7 @@ from jscc.runtime.descent import LEARNING_RATE
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import Manifest
 from jscc.runtime.sides import host_sides
+from jscc.runtime.spacing import SPACINGS
 
 KEY = ("bundle", "setting", "rate", "image", "snr_db", "seed")
 
@@ -122,6 +123,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", default="", help="numbers of steps, by commas")
     parser.add_argument("--sampler", default="", help="samplers, by commas")
+    parser.add_argument(
+        "--spacing",
+        default="",
+        metavar="NAMES",
+        help=f"of the noise levels, by commas, of {', '.join(SPACINGS)}",
+    )
     parser.add_argument("--start", choices=("noise", "received"), help="where the loop starts")
     parser.add_argument(
         "--start-level", type=level, metavar="X", help="share of the schedule, in (0, 1]"
@@ -154,6 +161,7 @@ def settings_from(args: argparse.Namespace) -> tuple[Choices, ...]:
     axes: dict[str, Sequence[Any]] = {
         "sampler": items("--sampler", args.sampler, str) or [None],
         "steps": items("--steps", args.steps, positive) or [None],
+        "spacing": items("--spacing", args.spacing, str) or [None],
         "guide": items("--guide", args.guide, str) or [None],
         "guidance": items("--guidance", args.guidance, number) or [None],
         **knobs,
@@ -172,6 +180,7 @@ def settings_from(args: argparse.Namespace) -> tuple[Choices, ...]:
                 guide_every=args.guide_every,
                 travel=args.travel,
                 settings={name: chosen[name] for name in knobs},
+                spacing=chosen["spacing"],
             )
         )
     return tuple(settings)

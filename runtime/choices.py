@@ -22,6 +22,7 @@ class Choices:
     Attributes:
         sampler: By its file name in ``runtime/samplers``.
         steps: Of the sampler.
+        spacing: Of its noise levels, one of `jscc.runtime.spacing.SPACINGS`.
         start: ``noise`` or ``received``.
         start_level: Share of the schedule that a ``received`` start runs, in (0, 1].
         guidance: Weight of the guide, at every SNR.
@@ -40,6 +41,7 @@ class Choices:
     guide_every: int | None = None
     travel: tuple[int, int] | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
+    spacing: str | None = None
 
 
 def chosen_start(loop: Loop, choices: Choices) -> str:

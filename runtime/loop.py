@@ -108,6 +108,7 @@ class LoopPlan:
         guide_every: Of so many steps one is guided.
         travel: Length of a stretch in steps and how often each is run.
         settings: Knobs by the name of the port that they are fed to.
+        spacing: Of the noise levels; None for the sampler's own.
         first_draw: Number of the start's noise, see `NoiseSource`.
         paths: One per image.
     """
@@ -122,6 +123,7 @@ class LoopPlan:
     guide_every: int
     travel: tuple[int, int]
     settings: Mapping[str, float]
+    spacing: str | None
     first_draw: int
     paths: tuple[Path, ...]
 
@@ -146,8 +148,8 @@ def plan_loop(
         directed: Whether the loop's stage returns ``direction``, which some samplers need.
 
     Raises:
-        UsageError: ``E_SAMPLER``, ``E_STEPS``, ``E_START``, ``E_GUIDANCE``, ``E_GUIDE``,
-            ``E_TRAVEL`` or ``E_SETTING``.
+        UsageError: ``E_SAMPLER``, ``E_STEPS``, ``E_SPACING``, ``E_START``, ``E_GUIDANCE``,
+            ``E_GUIDE``, ``E_TRAVEL`` or ``E_SETTING``.
     """
     default = loop.sampler
     sampler = choices.sampler if choices.sampler is not None else default.name
@@ -160,7 +162,8 @@ def plan_loop(
         level = schedule.last
         if start == "received":
             level = _level(schedule, share, steps, snr_db)
-        paths.append(_path(schedule, table_for(schedule, sampler, steps, level, travel), start))
+        table = table_for(schedule, sampler, steps, level, travel, choices.spacing)
+        paths.append(_path(schedule, table, start))
     if not directed and any(row.d for path in paths for row in path.table.rows):
         raise UsageError(
             "E_SAMPLER",
@@ -181,6 +184,7 @@ def plan_loop(
         guide_every=chosen_guide_every(loop, choices),
         travel=travel,
         settings=chosen_settings(loop, choices),
+        spacing=choices.spacing,
         first_draw=number << 32,
         paths=tuple(
             replace(path, guidance=weight) for path, weight in zip(paths, weights, strict=True)

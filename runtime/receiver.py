@@ -119,6 +119,7 @@ class Receiver:
         guide_every: int | None = None,
         travel: tuple[int, int] | None = None,
         settings: Mapping[str, float] | None = None,
+        spacing: str | None = None,
         size: tuple[int, int] | None = None,
         side: Mapping[str, Array] | None = None,
         erased: Mask | None = None,
@@ -141,6 +142,8 @@ class Receiver:
             travel: Length of a stretch in steps and how often each is run ("time travel"),
                 instead of the bundle's.
             settings: Values of the bundle's knobs by name, instead of its own.
+            spacing: Of the noise levels, one of `jscc.runtime.spacing.SPACINGS`, instead of the
+                sampler's own.
             size: (height, width) of the image that was sent; by default the whole padded grid.
             side: The bundle's side inputs by name: what `Transmitter.send_with_side` returned, and
                 the host's own.
@@ -153,8 +156,8 @@ class Receiver:
             SymbolsError: ``E_SYM_DTYPE``, ``E_SYM_COUNT``, ``E_SYM_NONFINITE``, ``E_SYM_POWER``.
             CsiError: ``E_CSI``, ``E_CSI_RANGE``.
             ImageError: ``E_IMG_SIZE``; ``E_DECODE_NONFINITE``, the networks return no image.
-            UsageError: ``E_SAMPLER``, ``E_STEPS``, ``E_START``, ``E_GUIDANCE``, ``E_GUIDE``,
-                ``E_TRAVEL``, ``E_SETTING``, ``E_SEED``, ``E_SIDE``, ``E_NO_LOOP``.
+            UsageError: ``E_SAMPLER``, ``E_STEPS``, ``E_SPACING``, ``E_START``, ``E_GUIDANCE``,
+                ``E_GUIDE``, ``E_TRAVEL``, ``E_SETTING``, ``E_SEED``, ``E_SIDE``, ``E_NO_LOOP``.
             UnavailableError: ``E_MEMORY``, ``E_RUN``.
         """
         check_dtype(symbols, "symbols")
@@ -172,6 +175,7 @@ class Receiver:
             guide_every=guide_every,
             travel=travel,
             settings=settings,
+            spacing=spacing,
             size=size,
             side=side,
             erased=None if erased is None else erased[None],
@@ -194,6 +198,7 @@ class Receiver:
         guide_every: int | None = None,
         travel: tuple[int, int] | None = None,
         settings: Mapping[str, float] | None = None,
+        spacing: str | None = None,
         size: tuple[int, int] | None = None,
         side: Mapping[str, Array] | None = None,
         erased: Mask | None = None,
@@ -217,6 +222,7 @@ class Receiver:
             guide_every,
             travel,
             {} if settings is None else settings,
+            spacing,
         )
         request = Request(
             symbols, csis, seed, frame, choices, size, {} if side is None else side, erased
@@ -322,6 +328,7 @@ class Receiver:
                 plan.guide_every,
                 plan.travel,
                 plan.settings,
+                plan.spacing,
             )
             for name, plan in job.plans.items()
         }

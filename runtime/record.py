@@ -19,6 +19,7 @@ class LoopRecord:
         guide_every: Of so many steps one was guided.
         travel: Length of a stretch in steps and how often each was run.
         settings: Knobs, by name.
+        spacing: Of the noise levels; None for the sampler's own.
     """
 
     sampler: str
@@ -30,6 +31,7 @@ class LoopRecord:
     guide_every: int = 1
     travel: tuple[int, int] = (1, 1)
     settings: Mapping[str, float] = field(default_factory=dict)
+    spacing: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ name = its name.
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 
 from jscc.runtime import samplers
 from jscc.runtime.errors import UsageError
 from jscc.runtime.schedule import Schedule
+from jscc.runtime.spacing import Spacing, linspace, spacing_named
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ def table_for(
     steps: int,
     last_level: int,
     travel: tuple[int, int] = (1, 1),
+    spacing: str | None = None,
 ) -> Table:
     """The table that runs `sampler` in `steps` steps from `last_level` down to clean.
 
@@ -149,9 +150,11 @@ def table_for(
         steps: Rows of the table before `travel`.
         last_level: The noisiest level that it may ask the network at.
         travel: Length and repetitions of `Table.travelled`.
+        spacing: One of `jscc.runtime.spacing.SPACINGS`; None for the sampler's own.
 
     Raises:
-        UsageError: ``E_SAMPLER``, there is none of that name; ``E_STEPS``, see `timesteps`.
+        UsageError: ``E_SAMPLER`` or ``E_SPACING``, there is none of that name; ``E_STEPS``, see
+            `jscc.runtime.spacing.check_steps`.
     """
     if sampler not in names():
         raise UsageError(
@@ -159,44 +162,17 @@ def table_for(
             f"sampler: got {sampler!r}, expected one of {', '.join(names())}. Pick one.",
         )
     module = importlib.import_module(f"{samplers.__name__}.{sampler}")
-    table = module.rows(schedule, _spacing(module)(schedule, steps, last_level))
+    table = module.rows(schedule, _spacing(module, spacing)(schedule, steps, last_level))
     if not isinstance(table, Table):
         raise TypeError(f"{sampler}.rows: got {type(table).__name__}, expected Table.")
     return _levelled(table, schedule).travelled(*travel)
 
 
-def timesteps(schedule: Schedule, steps: int, last_level: int) -> tuple[int, ...]:
-    """`steps` noise levels from 0 to `last_level`, ascending, equally spaced and rounded.
-
-    Rounds half to even, as ``space_timesteps`` of Nichol and Dhariwal's improved-diffusion does
-    through Python's ``round``. One step alone is taken from `last_level`.
-
-    Raises:
-        UsageError: ``E_STEPS``, fewer than one step or more than there are levels.
-    """
-    check_steps(schedule, steps, last_level)
-    if steps == 1:
-        return (last_level,)
-    return tuple(round(index * last_level / (steps - 1)) for index in range(steps))
-
-
-def check_steps(schedule: Schedule, steps: int, last_level: int) -> None:
-    """Refuse a number of steps that the levels up to `last_level` do not have.
-
-    Raises:
-        UsageError: ``E_STEPS``, fewer than one step or more than there are levels.
-    """
-    if not 1 <= steps <= last_level + 1:
-        raise UsageError(
-            "E_STEPS",
-            f"steps: got {steps}, expected 1 to {last_level + 1}, the noise levels from 0 to "
-            f"{last_level} of {schedule.last}. Ask for fewer steps or start at a higher level.",
-        )
-
-
-def _spacing(module: ModuleType) -> Callable[[Schedule, int, int], tuple[int, ...]]:
-    """How a sampler chooses its noise levels: as all do, unless its file says otherwise."""
-    own: Callable[[Schedule, int, int], tuple[int, ...]] = getattr(module, "timesteps", timesteps)
+def _spacing(module: ModuleType, name: str | None) -> Spacing:
+    """How noise levels are chosen: as `name` says, else as the sampler's file does, if it does."""
+    if name is not None:
+        return spacing_named(name)
+    own: Spacing = getattr(module, "timesteps", linspace)
     return own
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from jscc.runtime.spacing import SPACINGS
 from jscc.runtime.terminal import Parser
 
 MAX_SEED = 2**63 - 1
@@ -130,6 +131,11 @@ def add_sampling(parser: Parser) -> None:
     )
     parser.add_argument("--sampler", metavar="NAME", help="such as ddim (default: the bundle's)")
     parser.add_argument("--steps", type=positive, metavar="N", help="default: the bundle's")
+    parser.add_argument(
+        "--spacing",
+        metavar="NAME",
+        help=f"of the noise levels: {', '.join(SPACINGS)} (default: the sampler's)",
+    )
     parser.add_argument(
         "--start",
         choices=("noise", "received"),

@@ -71,6 +71,7 @@ def main(arguments: Sequence[str]) -> int:
                 guide_every=options.guide_every,
                 travel=options.travel,
                 settings=dict(options.settings),
+                spacing=options.spacing,
                 size=size,
                 side={
                     **own.of(bundle.manifest, size),

@@ -202,6 +202,7 @@ def _simulate(
         guide_every=options.guide_every,
         travel=options.travel,
         settings=dict(options.settings),
+        spacing=options.spacing,
         size=size,
         side={**devices.side.of(devices.manifest, size), **side},
     )

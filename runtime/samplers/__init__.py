@@ -2,5 +2,5 @@
 
 A sampler is a function ``rows(schedule, timesteps) -> Table`` with `timesteps` ascending. Its file
 may have a ``timesteps(schedule, steps, last_level)`` of its own in place of
-`jscc.runtime.table.timesteps`.
+`jscc.runtime.spacing.linspace`.
 """

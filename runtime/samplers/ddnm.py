@@ -9,7 +9,8 @@ that its knobs ask for (DDIM's eta; DDNM+'s noise of what was received); the row
 import math
 
 from jscc.runtime.schedule import Schedule
-from jscc.runtime.table import Row, Table, check_steps
+from jscc.runtime.spacing import check_steps
+from jscc.runtime.table import Row, Table
 
 
 def timesteps(schedule: Schedule, steps: int, last_level: int) -> tuple[int, ...]:

@@ -59,9 +59,25 @@ def test_lists_make_every_combination():
     }
 
 
+def test_spacings_are_an_axis():
+    found = settings("--steps", "2", "--spacing", "trailing,karras")
+    assert [each.spacing for each in found] == ["trailing", "karras"]
+
+
 def test_a_codec_takes_nothing():
     codec, _ = tiny_bundle.codec()
-    (choices,) = settings("--steps", "4", "--guide", "cheap", "--set", "zeta=1", "--start", "noise")
+    (choices,) = settings(
+        "--spacing",
+        "karras",
+        "--steps",
+        "4",
+        "--guide",
+        "cheap",
+        "--set",
+        "zeta=1",
+        "--start",
+        "noise",
+    )
     assert fitted(choices, codec) == Choices()
 
 

@@ -84,14 +84,14 @@ def test_an_enlarged_image_shrinks_back(diffusion_bundle):
 
 def test_the_record_says_what_ran(receiver, diffusion_bundle):
     _, record = receive(receiver, frame=7, sampler="dpmpp2m", steps=3, start="received",
-                        start_level=0.5, guidance=2.0)  # fmt: skip
+                        start_level=0.5, guidance=2.0, spacing="karras")  # fmt: skip
     tree = json.loads(record.to_json())
     assert tree["bundle"] == diffusion_bundle.sha256
     assert tree["backend"].startswith("onnxruntime 1.")
     assert tree["providers"] == dict.fromkeys(("decode", "condition", "denoise", "render"), "cpu")
     assert tree["loops"]["denoise"] == {
         "sampler": "dpmpp2m", "steps": 3, "start": "received", "level": 500, "guidance": 2.0,
-        "guide": None, "guide_every": 1, "travel": [1, 1], "settings": {},
+        "guide": None, "guide_every": 1, "travel": [1, 1], "settings": {}, "spacing": "karras",
     }  # fmt: skip
     assert (tree["seed"], tree["frame"], tree["batch"]) == (1, 7, 1)
     assert tree["tiles"] == {"decode": 1, "condition": 1, "denoise": 2, "render": 2}
