@@ -13,11 +13,11 @@ SCHEDULE = schedule_from(ScheduleSpec("scaled_linear", 0.00085, 0.012, 1000))
 
 
 def test_samplers_are_the_files_of_their_folder():
-    assert names() == ("ddim", "ddnm", "ddpm", "dpmpp2m", "unipc")
+    assert names() == ("ddim", "ddnm", "ddpm", "dpmpp2m", "lcm", "tcd", "unipc")
 
 
 def test_an_unknown_sampler_lists_the_choices():
-    message = "got 'euler', expected one of ddim, ddnm, ddpm, dpmpp2m, unipc"
+    message = "got 'euler', expected one of ddim, ddnm, ddpm, dpmpp2m, lcm, tcd, unipc"
     with pytest.raises(UsageError, match=message) as caught:
         table_for(SCHEDULE, "euler", 4, 999)
     assert caught.value.code == "E_SAMPLER"

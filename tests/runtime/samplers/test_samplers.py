@@ -8,6 +8,7 @@ Gaussian data of variance v: the ideal network answers ``k x``, so the state sta
 scale can be followed as a number. The probability-flow ODE carries ``sqrt(abar v + 1 - abar)``.
 """
 
+import importlib
 import math
 
 import numpy as np
@@ -19,6 +20,8 @@ from jscc.runtime.table import names, table_for
 
 STABLE_DIFFUSION = schedule_from(ScheduleSpec("scaled_linear", 0.00085, 0.012, 1000))
 DATA_VARIANCE = 0.6
+# Where the last step is asked, of samplers that spend none on a level that is clean.
+CLEANEST = {name: {2: 499, 7: 159} for name in ("lcm", "tcd")}
 
 
 def fine_schedule(levels=1 << 18):
@@ -51,7 +54,7 @@ def test_every_table_ends_at_the_clean_estimate(sampler):
     for steps in (1, 2, 7):
         row = table_for(STABLE_DIFFUSION, sampler, steps, 999).rows[-1]
         assert (row.a, row.b, row.c, row.e, row.s) == pytest.approx((0, 1, 0, 0, 0), abs=1e-12)
-        assert row.t == (999 if steps == 1 else 0)
+        assert row.t == (999 if steps == 1 else CLEANEST.get(sampler, {}).get(steps, 0))
 
 
 @pytest.mark.parametrize("sampler", names())
@@ -182,3 +185,40 @@ def test_unipc_is_the_predictor_and_the_corrector_of_the_paper():
         x = row.a * x + row.b * clean + row.c * before + row.e * earlier
         before, earlier = clean, before
     assert x == pytest.approx(unipc_of_the_paper(network, list(times), 0.7), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("steps", "levels"),
+    [
+        (1, [999]),
+        (2, [999, 499]),
+        (4, [999, 759, 499, 259]),
+        (8, [999, 879, 759, 639, 499, 379, 259, 139]),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_distilled_networks_are_asked_at_the_levels_they_were_distilled_at(sampler, steps, levels):
+    """As the code of LCM: every 20th of 1000 levels, the S first of S equal parts."""
+    table = table_for(STABLE_DIFFUSION, sampler, steps, 999)
+    assert [row.t for row in table.rows] == levels
+
+
+def test_more_steps_than_levels_distilled_at_are_spaced_anyhow():
+    assert len(table_for(STABLE_DIFFUSION, "lcm", 60, 999).rows) == 60
+    assert [row.t for row in table_for(STABLE_DIFFUSION, "lcm", 4, 59).rows] == [59, 44, 29, 14]
+
+
+def test_trajectories_lie_between_ddim_and_consistency_sampling(monkeypatch):
+    """Gamma 0 is DDIM's row, gamma 1 consistency sampling's (down to level 0 instead of clean)."""
+    tcd = importlib.import_module("jscc.runtime.samplers.tcd")
+    levels = (259, 499, 759, 999)
+    monkeypatch.setattr(tcd, "GAMMA", 0.0)
+    ddim = importlib.import_module("jscc.runtime.samplers.ddim").rows(STABLE_DIFFUSION, levels)
+    for row, expected in zip(tcd.rows(STABLE_DIFFUSION, levels).rows, ddim.rows, strict=True):
+        assert (row.t, row.a, row.b, row.s) == pytest.approx(
+            (expected.t, expected.a, expected.b, 0)
+        )
+    monkeypatch.setattr(tcd, "GAMMA", 1.0)
+    lcm = importlib.import_module("jscc.runtime.samplers.lcm").rows(STABLE_DIFFUSION, levels)
+    for row, expected in zip(tcd.rows(STABLE_DIFFUSION, levels).rows, lcm.rows, strict=True):
+        assert (row.b, row.s) == pytest.approx((expected.b, expected.s), abs=3e-2)
