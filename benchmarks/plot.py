@@ -66,6 +66,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _drawn(args: argparse.Namespace, form: str) -> bytes:
     if args.kind == "grid":
+        if args.common:
+            raise UsageError(
+                "E_PLOT",
+                "--common: got it with --kind grid, expected a kind that draws means: each "
+                "picture is of one image. Leave it out.",
+            )
         return grid_png(panel_rows(args), 1000 * args.kb)
     series = select([read_result(path) for path in args.result], args)
     metrics = metrics_from(args.metric)

@@ -220,7 +220,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         "--leave-out", action="append", default=[], metavar="NAME", help="a series; repeat"
     )
     parser.add_argument(
-        "--common", action="store_true", help="means over the images that all results have"
+        "--common",
+        action="store_true",
+        help="means over the images that all results have (not for pictures)",
     )
 
 
@@ -246,7 +248,7 @@ def select(results: Sequence[Result], args: argparse.Namespace) -> list[Series]:
     """The curves that the options ask for, renamed.
 
     Raises:
-        UsageError: As in `shown_names` and `restricted`.
+        UsageError: As in `shown_names` and, of ``--common``, in `images_of_all`.
     """
     names = shown_names(results, args)
     series = series_of(restricted(results) if args.common else results)

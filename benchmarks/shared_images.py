@@ -4,14 +4,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jscc.benchmarks.digital.tables import GROUP as DIGITAL
+from jscc.benchmarks.measure import GROUP as QUALITY
+from jscc.benchmarks.measure import SIDES
 from jscc.runtime.errors import UsageError
 
-SIDES = ("codec", "received")
-# What tells the means of one kind of result apart.
-GROUPS = {
-    "quality": ("bundle", "setting", "rate", "snr_db"),
-    "digital": ("scheme", "cbr", "snr_db"),
-}
+# What tells the means of one kind of result apart; early results lack some of it.
+GROUPS = {"quality": QUALITY, "digital": DIGITAL}
 
 Result = Mapping[str, Any]
 
@@ -35,11 +34,16 @@ def images_of_all(results: Sequence[Result]) -> frozenset[str]:
 def restricted(results: Sequence[Result]) -> list[Result]:
     """`results` with their means taken again over the images that all of them have.
 
-    What was computed of a whole set of images is left out: it is not that of its part.
+    What was computed of a whole set of images is left out where a part of them remains.
+
+    Raises:
+        UsageError: As in `images_of_all`.
     """
     images = images_of_all(results)
     return [
-        {
+        result
+        if images == set(result["names"])
+        else {
             **result,
             "names": sorted(images),
             "means": [_mean(result, mean, images) for mean in result["means"]],
@@ -53,9 +57,11 @@ def _mean(result: Result, mean: Mapping[str, Any], images: frozenset[str]) -> di
     rows = [
         row
         for row in result["rows"]
-        if row["image"] in images and all(row[name] == mean[name] for name in group)
+        if row["image"] in images and all(row.get(name) == mean.get(name) for name in group)
     ]
     again = {**mean, "rows": len(rows)}
+    if isinstance(mean["cbr"], float):  # padding moves that of single images
+        again["cbr"] = statistics.fmean(row["cbr"] for row in rows)
     for side in SIDES:
         if mean.get(side) is not None:
             again[side] = {

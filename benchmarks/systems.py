@@ -40,7 +40,7 @@ def systems_table(args: argparse.Namespace) -> str:
     """The Markdown table that the options ask for.
 
     Raises:
-        UsageError: ``E_PLOT``, nothing was measured there.
+        UsageError: ``E_PLOT``, nothing was measured there; others as in `select`.
     """
     results = [read_result(path) for path in args.result]
     series = select(results, args)

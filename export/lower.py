@@ -50,13 +50,14 @@ EMBEDDED_BYTES = 256 << 20
 SHARED_ELEMENTS = 1 << 16
 # Half precision rounds at 5e-4; what a deep network makes of it is recorded, and bounded here.
 HALF_TOLERANCE = 5e-2
-# Reverse mode in single precision agrees so well, by the 2-norm, where the loss is smooth. At the
-# edge of a rectifier or of a clip the gradient jumps, and rounding decides which elements lie past
-# it: few, but one may be 5e-3 of a small gradient. How much such elements weigh is told by autograd
-# itself, when enough of them change sides because its inputs move by `NUDGE` of their values.
+# Where the loss is smooth, graphs and autograd agree to 1e-5 by the 2-norm and better, which the
+# tests hold them to. At the edge of a rectifier or of a clip the gradient jumps, and rounding
+# decides which elements lie past it: few, but one may be 5e-3 of a small gradient, so no fixed
+# bound fits. What is allowed is what autograd's own gradient does, edges and all, when its inputs
+# move by `NUDGE` of their values, which takes enough elements over an edge to count on.
 GRADIENT_TOLERANCE = 1e-5
 NUDGE = 1e-3
-# A graph with a term missing or wrong is farther off than this.
+# And never more than this.
 WORST_GRADIENT = 5e-2
 SYMBOLS = ("height", "width")
 # Of inputs that mean the same in every system.
@@ -275,7 +276,7 @@ def prove(
     the gradient's, as its single elements may be anything at the edge of a rectifier.
 
     Raises:
-        ParityError: ``E_PARITY``, with the differences of the worst port.
+        ParityError: ``E_PARITY``, with the differences of the first port that is too far off.
     """
     computed = run_graph(path, probe, tuple(reference))
     parity = {}
@@ -285,16 +286,18 @@ def prove(
         worst, mean = float(gap.max()), float(gap.mean())
         if name in bounds.gradients:
             apart, allowed = _apart(computed[name], expected), bounds.gradients[name]
-            got = f"{apart:.2e} of its length, {worst:.2e} at most"
+            got = f"{worst:.2e} at most and {apart:.2e} of its length"
+            expected_at_most = f"{allowed:.2e} of its length"
         else:
             apart, allowed = worst, bounds.peak * peak
             got = f"{worst:.2e} at most and {mean:.2e} on average"
+            expected_at_most = f"{allowed:.2e}"
         if not apart <= allowed:
             raise ParityError(
                 "E_PARITY",
                 f"stage {spec.name!r}, port {name!r}: got a graph that differs from torch by "
-                f"{got}, expected at most {allowed:.2e}. Nothing was written; report this with the "
-                "checkpoint's configuration.",
+                f"{got}, expected at most {expected_at_most}. Nothing was written; report this "
+                "with the checkpoint's configuration.",
             )
         rms = math.sqrt(float(np.square(gap).mean()))
         psnr = 20 * math.log10(peak / rms) if rms > 0 and peak > 0 else None

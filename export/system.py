@@ -50,6 +50,19 @@ class StageSpec:
     rates: tuple[int, ...] = ()
     counted: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse gradients that are no outputs.
+
+        Raises:
+            ValueError: With their names.
+        """
+        outputs = [port.name for port in self.outputs]
+        unknown = [name for name in self.gradients if name not in outputs]
+        if unknown:
+            raise ValueError(
+                f"gradients: got {unknown[0]!r}, expected outputs, of {', '.join(outputs)}."
+            )
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -92,7 +92,7 @@ class Table:
 
         The first row after going up has no step before it: what it takes of estimates before goes
         to its own (`c` and `e` to `b`), which makes a multi-step sampler first order there; the
-        second has one (`e` to `c`).
+        second, in the stretch or behind it, has one (`e` to `c`).
 
         Args:
             length: Rows of a stretch.
@@ -100,13 +100,15 @@ class Table:
         """
         if repeat == 1:
             return self
-        last, rows = len(self.rows) - 1, []
+        last, rows, single = len(self.rows) - 1, [], False
         for index, row in enumerate(self.rows):
-            rows.append(row)
+            rows.append(_second(row) if single else row)
+            single = False
             done = index + 1  # rows run, and the number of the level that is reached
             if done <= last and (last - done) % length == 0 and done >= length:
                 again = _again(self.rows[done - length : done])
                 rows += again * (repeat - 1)
+                single = length == 1
         return Table(tuple(rows))
 
 
@@ -114,7 +116,7 @@ def _again(stretch: tuple[Row, ...]) -> list[Row]:
     """One way back up over `stretch` and down again."""
     first, *rest = stretch
     if rest:
-        rest[0] = replace(rest[0], c=rest[0].c + rest[0].e, e=0.0)
+        rest[0] = _second(rest[0])
     left = first.alpha_bar
     below = stretch[-1].alpha_bar_next
     up = Row(
@@ -127,6 +129,11 @@ def _again(stretch: tuple[Row, ...]) -> list[Row]:
         alpha_bar_next=left,
     )
     return [up, replace(first, b=first.b + first.c + first.e, c=0.0, e=0.0), *rest]
+
+
+def _second(row: Row) -> Row:
+    """`row` where only one step lies before it at other levels."""
+    return replace(row, c=row.c + row.e, e=0.0)
 
 
 def names() -> tuple[str, ...]:

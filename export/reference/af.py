@@ -6,6 +6,7 @@ that is trained: see `widened`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +23,32 @@ if TYPE_CHECKING:
 
     from jscc.export.reference.tiles import Tiles
 
+# Weights whose last input is the SNR: the first layer of each attention-feature module.
+TOLD = re.compile(r".*\.af[0-9]+\.layers\.0\.weight")
 
-def widened(trained: Tensor, own: Tensor) -> Tensor:
+
+def widened(trained: Tensor, own: Tensor, *, told: int = 0) -> Tensor:
     """`own`, a weight as it was drawn, with what it has in common with one of another width.
 
-    Where it is the wider one, what is new does not disturb what was trained: trained outputs
-    ignore new inputs.
+    Where it is the wider one, its trained outputs ignore new inputs.
+
+    Args:
+        trained: The other weight.
+        own: Of as many axes.
+        told: So many inputs, the last ones, are no planes, and are taken over as they are.
     """
-    widened = own.clone()
+    if told:
+        planes = widened(trained[:, :-told], own[:, :-told])
+        beside = widened(trained[:, -told:], own[:, -told:])
+        return torch.cat((planes, beside), dim=1)
+    common = own.clone()
     corner = tuple(
         slice(min(length, wanted)) for length, wanted in zip(trained.shape, own.shape, strict=True)
     )
     if own.ndim > 1:
-        widened[corner[0], trained.shape[1] :] = 0
-    widened[corner] = trained[corner]
-    return widened
+        common[corner[0], trained.shape[1] :] = 0
+    common[corner] = trained[corner]
+    return common
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,9 @@ class AfStage:
         model = Af.from_config(self.params)
         own = model.state_dict()
         taken = {
-            name: widened(value, own[name]) for name, value in self.begin.items() if name in own
+            name: widened(value, own[name], told=bool(TOLD.fullmatch(name)))
+            for name, value in self.begin.items()
+            if name in own
         }
         model.load_state_dict(own | taken)
         object.__setattr__(self, "model", model.to(self.device))

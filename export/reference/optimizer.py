@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
+from jscc.export.reference.precision import emulated
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -54,9 +56,12 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Returns roughly U V^T of `matrix` = U S V^T, by five Newton-Schulz steps in bfloat16."""
+    """Returns roughly U V^T of `matrix` = U S V^T, by five Newton-Schulz steps.
+
+    In bfloat16, where the device computes in it.
+    """
     a, b, c = NEWTON_SCHULZ
-    x = matrix.bfloat16()
+    x = matrix.float() if emulated(matrix.device) else matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T

@@ -63,6 +63,7 @@ RISE, FALL = 0.05, 0.75
 SAMPLES, SEED = 10_000, 0  # of the latents' moments, where no file gives them
 KNOWN = ("image", "received", "snr_db", "gain")  # all that a codec may ask for here
 BESIDE = ("latent_avg", "mean", "std")  # what lies beside a generator's weights
+LOSS = "loss"
 OPERATOR = re.compile(r"pool:([1-9][0-9]{0,3})")
 
 
@@ -117,7 +118,7 @@ class Layout:
     def gradients(self) -> tuple[Port, ...]:
         """Outputs of the gradient stage."""
         moved = (Port(f"grad_{port.name}", "float32", port.shape) for port in self.moved)
-        return (Port("loss", "float32", (1,)), *moved)
+        return (Port(LOSS, "float32", (1,)), *moved)
 
 
 def _port(name: str, planes: int, edge: int) -> Port:
@@ -281,7 +282,7 @@ def _gradient(parts: _Parts, layout: Layout) -> StageSpec:
         build=lambda: parts.loss(layout),
         inputs=layout.inputs,
         outputs=layout.gradients,
-        gradients=tuple(port.name for port in layout.gradients),
+        gradients=tuple(port.name for port in layout.gradients if port.name != LOSS),
     )
 
 

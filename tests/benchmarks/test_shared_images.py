@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import jscc
+from jscc.benchmarks import cli
 from jscc.benchmarks.series import add_selection, read_result, select
 from jscc.benchmarks.shared_images import restricted
 from jscc.benchmarks.systems import add_arguments as systems_arguments
@@ -14,7 +15,7 @@ from jscc.benchmarks.systems import systems_table
 from jscc.runtime.errors import UsageError
 
 RESULTS = Path(jscc.__file__).resolve().parents[2] / "benchmarks" / "results"
-ALL, EIGHT = RESULTS / "systems-codecs-kodak.json", RESULTS / "sing_zero-kodak-8.json"
+ALL, EIGHT = RESULTS / "codecs-kodak.json", RESULTS / "sing_zero-kodak-8.json"
 DIGITAL = RESULTS / "digital-kodak.json"
 
 
@@ -57,6 +58,33 @@ def test_figures_of_a_whole_set_are_left_out_of_its_part():
 def test_results_of_the_same_images_stay_as_they_are():
     (again,) = restricted([read_result(EIGHT)])
     assert again == read_result(EIGHT)
+
+
+def test_a_set_that_is_whole_keeps_its_figures():
+    whole, _ = restricted([read_result(DIGITAL), read_result(ALL)])
+    assert whole == read_result(DIGITAL)
+
+
+def test_results_that_say_less_of_their_settings_are_read():
+    early, part = restricted([read_result(RESULTS / "kodak-10-steps.json"), read_result(EIGHT)])
+    assert {mean["rows"] for mean in early["means"]} == {8}
+    assert len(part["names"]) == 8
+
+
+def test_the_cbr_is_that_of_the_images():
+    first, second = read_result(EIGHT), copy.deepcopy(read_result(EIGHT))
+    for row in second["rows"]:
+        row["cbr"] = 0.02 if row["image"] == "kodim01.webp" else 0.01
+    second["names"].append("kodim09.webp")
+    _, again = restricted([first, second])
+    expected = (0.02 + 7 * 0.01) / 8
+    assert [mean["cbr"] for mean in again["means"]] == pytest.approx([expected] * 2)
+
+
+def test_pictures_have_no_means(tmp_path):
+    words = ["plot", str(ALL), "--kind", "grid", "--common", "-o", str(tmp_path / "a.png")]
+    with pytest.raises(UsageError, match=r"--common: got it with --kind grid"):
+        cli.main(words)
 
 
 def test_a_table_of_what_all_results_have():

@@ -131,6 +131,7 @@ def test_the_ports_of_the_rounds(tmp_path: Path) -> None:
     assert ports["render"] == ["latent", *noises[3:], "features_2"]
     moved = [port.name for port in stages["gradient_0"].outputs[1:]]
     assert moved == ["grad_latent", *(f"grad_{name}" for name in noises[:5])]
+    assert stages["gradient_0"].gradients == tuple(moved)  # the loss is none
     assert len(stages["gradient_1"].outputs) == 1 + 1 + 6 + 1  # loss, latent, noises 1 to 6
     assert [each.steps for each in plan.descents["invert"].rounds] == [50, 50, 25]
 

@@ -1,5 +1,6 @@
 """What is said of a lowered stage: the size it was compared with torch at, and how closely."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def test_the_size_is_the_one_that_the_stage_ran_at(
 
 
 MAP = (1, 3, 64, 64)
+WEIGHT = Port("weight", "float32", (1,))
 
 
 class Rectified(nn.Module):
@@ -56,6 +58,20 @@ class Quartic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x**4).sum(dim=(1, 2, 3))
+
+
+class Steep(nn.Module):
+    """Gradient that turns many times within what the inputs are moved by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cos(1e4 * x).sum(dim=(1, 2, 3))
+
+
+class Weighted(nn.Module):
+    """Gradient `weight` everywhere: only the weight could move it."""
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x.sum(dim=(1, 2, 3)) * weight
 
 
 def gradient_of(loss: nn.Module) -> StageSpec:
@@ -86,7 +102,39 @@ def test_a_gradient_with_an_edge_may_be_off_by_elements_on_its_edge() -> None:
     beyond = np.count_nonzero(x > 1)
     near = np.count_nonzero(np.abs(x - 1) < lowering.NUDGE)
     assert near > 0
-    assert 0 < allowed(Rectified()) <= np.sqrt(near / beyond)
+    assert lowering.GRADIENT_TOLERANCE < allowed(Rectified()) <= np.sqrt(near / beyond)
+
+
+def test_no_gradient_may_be_off_by_more_than_the_worst() -> None:
+    assert allowed(Steep()) == lowering.WORST_GRADIENT
+
+
+def test_single_numbers_do_not_move() -> None:
+    spec = replace(gradient_of(Weighted()), inputs=(Port("x", "float32", MAP), WEIGHT))
+    arrays = examples(spec.inputs, {}, seed=1)
+    module = spec.build()
+    reference = evaluate(module, spec, arrays)
+    assert moved(module, spec, arrays, reference)["grad"] == lowering.GRADIENT_TOLERANCE
+
+
+def test_half_precision_may_be_off_by_its_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = []
+    honest = lowering.prove
+
+    def watched(*arguments: Any) -> Any:
+        bounds.append(arguments[4])
+        return honest(*arguments)
+
+    monkeypatch.setattr(lowering, "prove", watched)
+    lower(gradient_of(Quartic()), tmp_path, Sizes(64, MAP[2:]), "fp16")
+    assert bounds[0].gradients["grad"] == lowering.HALF_TOLERANCE
+
+
+def test_gradients_must_be_outputs() -> None:
+    with pytest.raises(ValueError, match=r"gradients: got 'slope', expected outputs, of grad"):
+        replace(gradient_of(Quartic()), gradients=("grad", "slope"))
 
 
 def test_elements_on_the_other_side_of_an_edge_pass(
@@ -115,5 +163,7 @@ def test_a_wrong_gradient_is_refused(
         return {name: 1.1 * array for name, array in honest(*arguments).items()}
 
     monkeypatch.setattr(lowering, "run_graph", wrong)
-    with pytest.raises(ParityError, match=r"'grad': got .* 1\.00e-01 of its length, .* expected"):
+    with pytest.raises(
+        ParityError, match=r"'grad': got .* 1\.00e-01 of its length, expected at most"
+    ):
         lower(gradient_of(loss), tmp_path, Sizes(64, MAP[2:]), "fp32")

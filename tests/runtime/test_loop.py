@@ -12,7 +12,7 @@ from jscc.runtime.loop import Answer, plan_loop, run_loop
 from jscc.runtime.manifest import Loop, SamplerSpec, ScheduleSpec
 from jscc.runtime.noise import PhiloxNoise
 from jscc.runtime.schedule import schedule_from
-from jscc.runtime.table import names
+from jscc.runtime.table import Row, Table, names
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "diffjscc"
 SPEC = ScheduleSpec("scaled_linear", 0.00085, 0.012, 1000)
@@ -131,7 +131,7 @@ def ideal(state, levels):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "tolerance"), [("ddim", 0.05), ("ddpm", 0.1), ("dpmpp2m", 0.02)]
+    ("sampler", "tolerance"), [("ddim", 0.05), ("ddpm", 0.1), ("dpmpp2m", 0.02), ("unipc", 0.02)]
 )
 def test_gaussian_data_comes_out_gaussian(sampler, tolerance):
     state = run_loop(
@@ -142,6 +142,30 @@ def test_gaussian_data_comes_out_gaussian(sampler, tolerance):
     assert state.var() == pytest.approx(VARIANCE, rel=tolerance)
     assert abs(state.mean()) < 0.02
     assert np.mean(state**4) / state.var() ** 2 == pytest.approx(3.0, rel=0.05)
+
+
+def test_rows_are_handed_the_last_two_answers():
+    """A row that asks nothing leaves them as they are."""
+    rows = (
+        Row(900, a=0.5, b=0.25),
+        Row(600, a=0.5, b=0.25, c=0.125),
+        Row(None, a=0.5, b=0.0, c=0.25, e=2.0),
+        Row(300, a=0.5, b=0.25, c=0.125, e=4.0),
+        Row(0, a=1.0, b=1.0, c=8.0, e=16.0),
+    )
+    plan_ = plan(Choices("ddim", 4, "noise"))
+    plan_ = replace(plan_, paths=tuple(replace(path, table=Table(rows)) for path in plan_.paths))
+    answers = iter((3.0, 5.0, 7.0, 11.0))
+    shape = (1, 1, 2, 2)
+    state = run_loop(
+        plan_, plain(lambda x, t: np.full_like(x, next(answers))), shape=shape, start=None,
+        guide=None, noise=RecordedNoise(np.full((1, 2, 2), 1.0, np.float32)), seed=0, frame=0,
+    )  # fmt: skip
+    x = 0.5 * 1 + 0.25 * 3
+    x = 0.5 * x + 0.25 * 5 + 0.125 * 3
+    x = 0.5 * x + 0.25 * 5 + 2 * 3
+    x = 0.5 * x + 0.25 * 7 + 0.125 * 5 + 4 * 3
+    assert np.array_equal(state, np.full(shape, x + 11 + 8 * 7 + 16 * 5))
 
 
 @pytest.mark.parametrize("sampler", names())

@@ -73,17 +73,28 @@ def test_known_data_keeps_its_mean_and_its_noise_on_the_way(sampler):
         assert variance == pytest.approx(1 - row.alpha_bar_next, abs=1e-12)
 
 
-def test_a_multi_step_sampler_forgets_on_the_way_up():
-    table = table_for(SCHEDULE, "dpmpp2m", 7, 999, (2, 2))
-    plain = table_for(SCHEDULE, "dpmpp2m", 7, 999)
-    fresh = [
-        row for before, row in zip(table.rows, table.rows[1:], strict=False) if before.t is None
-    ]
-    assert fresh
-    by_level = {row.t: row for row in plain.rows}
-    for row in fresh:
-        assert row.c == 0.0
-        assert row.b == pytest.approx(by_level[row.t].b + by_level[row.t].c)
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("sampler", ["dpmpp2m", "unipc"])
+def test_a_multi_step_sampler_forgets_on_the_way_up(sampler, length):
+    """What is asked next has no step before it, what follows has one, then there are two."""
+    table = table_for(SCHEDULE, sampler, 7, 999, (length, 2))
+    by_level = {row.t: row for row in table_for(SCHEDULE, sampler, 7, 999).rows}
+    since = len(table.rows)
+    forgot = 0
+    for row in table.rows:
+        since = 0 if row.t is None else since + 1
+        if row.t is None:
+            continue
+        plain = by_level[row.t]
+        assert row.b + row.c + row.e == pytest.approx(plain.b + plain.c + plain.e)
+        if since == 1:
+            forgot += 1
+            assert (row.c, row.e) == (0.0, 0.0)
+        elif since == 2:
+            assert (row.b, row.e) == (plain.b, 0.0)
+        else:
+            assert row == plain
+    assert forgot == len(range(6 % length, 6, length))
 
 
 def test_guides_go_into_every_kth_row_that_asks():

@@ -18,7 +18,7 @@ from jscc.export.reference import af as af_module
 from jscc.export.reference import inn as inn_module
 from jscc.export.reference import networks, train_networks
 from jscc.export.reference import prior as prior_module
-from jscc.export.reference.af import widened
+from jscc.export.reference.af import AfStage, widened
 from jscc.export.reference.loop import Plan, read_checkpoint, run
 from jscc.export.reference.networks import DEVICES, NETWORKS, REFERENCES, Job
 from jscc.export.reference.precision import mixed
@@ -103,16 +103,43 @@ def test_trained_planes_ignore_new_ones():
     assert torch.allclose(functional.conv2d(x, wide)[:, :4], expected, atol=1e-4)
     assert torch.equal(wide[4:], own[4:])
     assert torch.equal(widened(own, trained), own[:4, :6])  # and narrowed
+    gates = widened(trained[..., 0, 0], own[..., 0, 0], told=1)
+    assert torch.equal(gates[:4, -1], trained[:, -1, 0, 0])  # of the SNR
+    assert torch.equal(gates[:4, :5], trained[:, :5, 0, 0])
+    assert not gates[:4, 5:-1].any()
     assert torch.equal(widened(torch.ones(4), torch.zeros(6)), torch.tensor([1.0] * 4 + [0, 0]))
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype"), [("AVX2", torch.float32), ("AVX512", torch.bfloat16)]
+    ("capability", "dtype"),
+    [("avx2", torch.float32), ("avx512_f", torch.float32), ("avx512_bf16", torch.bfloat16)],
 )
 def test_half_precision_is_for_cpus_that_compute_in_it(capability, dtype, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
     with mixed(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_a_wider_encoder_sends_what_the_trained_one_sends(tiles):
+    """On the planes that both have, at every SNR: nothing is lost by beginning there."""
+    torch.manual_seed(0)
+    trained = Af.from_config(NETWORKS["af-96"].config | TINY["af-96"])
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if not name.endswith((".beta", ".gamma")):
+                parameter.normal_(std=0.25)
+    begin = trained.state_dict()
+    config = NETWORKS["af-48"].config | TINY["af-48"]
+    wider = AfStage(
+        tiles, config, torch.device("cpu"), batch=2, crop=32, last_crop=32, name="x", begin=begin
+    ).model
+    image = torch.rand(2, 3, 64, 64)
+    for snr_db in (0.0, 13.0):
+        snr = torch.full((2, 1), snr_db)
+        expected, sent = trained.encoder(image, snr), wider.encoder(image, snr)
+        gate = slice(0, 4)
+        assert not torch.allclose(expected, trained.encoder(image, snr + 1.0), rtol=1e-3)
+        assert torch.allclose(sent[:, gate], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_what_a_network_builds_on_must_be_there(tiles, tmp_path, monkeypatch):
