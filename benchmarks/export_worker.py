@@ -143,7 +143,7 @@ def worst_parity(manifest: Manifest) -> dict[str, object]:
 
 def _gradients(specs: Any, bundle: Bundle) -> dict[str, Any]:
     """What torch computes in the guided stages of `bundle`, as ``STAGE/PORT``."""
-    from jscc.export.lower import evaluate
+    from jscc.export.proof import evaluate
 
     manifest = bundle.manifest
     guided = {stage for loop in manifest.loops.values() for stage in loop.guides.values()}

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from jscc.benchmarks.peer_case import STAGE, Case, write_case
-from jscc.export.lower import Sizes, examples, lower
+from jscc.export.lower import Sizes, lower
+from jscc.export.proof import examples
 from jscc.export.source import RandomSource
 from jscc.export.system import Options, StageSpec, find
 

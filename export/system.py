@@ -30,7 +30,7 @@ class StageSpec:
         inputs: Ports that the module's ``forward`` takes, in order.
         outputs: Ports that it returns, in order.
         tolerance: Largest difference to torch allowed, relative to the output's peak.
-        gradients: Outputs that are gradients: see `jscc.export.lower.prove`.
+        gradients: Outputs that are gradients: see `jscc.export.proof.prove`.
         tiled: Whether the runtime may run the stage on tiles of a large image.
         ranges: For inputs that may not be any number, by name, the least and the largest value
             that examples of them take.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from jscc.export import lower as lowering
+from jscc.export import proof
 from jscc.export.cli import main
 from jscc.export.codecs import Encode
 
@@ -24,12 +24,12 @@ def nothing_left(folder: Path) -> bool:
 def test_row_07_graph_that_differs_from_the_checkpoint(
     codec_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    honest = lowering.run_graph
+    honest = proof.run_graph
 
     def wrong(*arguments: Any) -> Any:
         return {name: array + 1e-2 for name, array in honest(*arguments).items()}
 
-    monkeypatch.setattr(lowering, "run_graph", wrong)
+    monkeypatch.setattr(proof, "run_graph", wrong)
     command = ["--model", "deepjscc", "--checkpoint", str(codec_checkpoint)]
     assert main([*command, "-o", str(tmp_path / "out.jscc")]) == 65
     message = capsys.readouterr().err
@@ -87,7 +87,7 @@ def test_row_14_interrupted_export(
     def interrupted(*_: Any) -> Any:
         raise raised
 
-    monkeypatch.setattr(lowering, "run_graph", interrupted)
+    monkeypatch.setattr(proof, "run_graph", interrupted)
     command = ["--model", "deepjscc", "--checkpoint", str(codec_checkpoint)]
     try:
         found = main([*command, "-o", str(tmp_path / "out.jscc")])

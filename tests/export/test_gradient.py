@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jscc.export.gradient import Gradient, has_gradient
-from jscc.export.lower import Sizes, examples, lower, run_graph
+from jscc.export.lower import Sizes, lower
 from jscc.export.models.attention import attend
+from jscc.export.proof import examples, run_graph
 from jscc.export.system import StageSpec
 from jscc.runtime.ports import Port
 

@@ -15,9 +15,9 @@ import tiny_checkpoint
 from jscc.export.cli import main
 from jscc.export.exporter import synthetic_image
 from jscc.export.gather import Request, gather
-from jscc.export.lower import evaluate
 from jscc.export.models.adm import Adm
 from jscc.export.models.inn import SHELL, Inn
+from jscc.export.proof import evaluate
 from jscc.export.system import Options, find
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands import inspect

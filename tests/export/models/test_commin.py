@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import tiny_checkpoint
-from jscc.export.lower import Sizes, lower, run_graph
+from jscc.export.lower import Sizes, lower
 from jscc.export.models.commin import Commin, config_of
 from jscc.export.models.inn import Inn
+from jscc.export.proof import run_graph
 from jscc.export.system import StageSpec
 from jscc.runtime.ports import Port
 

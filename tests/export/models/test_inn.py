@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from jscc.export.exporter import synthetic_image
 from jscc.export.gather import Request, gather
-from jscc.export.lower import Sizes, lower, run_graph
+from jscc.export.lower import Sizes, lower
 from jscc.export.models.inn import Inn
+from jscc.export.proof import run_graph
 from jscc.export.system import StageSpec, System
 from jscc.runtime.ports import Port
 

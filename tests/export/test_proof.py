@@ -1,4 +1,4 @@
-"""What is said of a lowered stage: the size it was compared with torch at, and how closely."""
+"""Proof: the size that a stage was compared with torch at, and how closely."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import jscc.export.lower as lowering
+from jscc.export import proof
 from jscc.export.gradient import Gradient
-from jscc.export.lower import Sizes, compared_size, evaluate, examples, lower, moved
+from jscc.export.lower import Sizes, lower
+from jscc.export.proof import Bounds, bounds_of, compared_size, evaluate, examples, moved
 from jscc.export.system import StageSpec
 from jscc.runtime.errors import ParityError
 from jscc.runtime.ports import Port
@@ -93,20 +94,20 @@ def allowed(loss: nn.Module) -> float:
 
 def test_a_smooth_gradient_may_be_off_by_what_its_inputs_moved() -> None:
     # x^4's gradient is 4 x^3: every element moves by 3 times the share its input moves by.
-    assert allowed(Quartic()) == pytest.approx(3 * lowering.NUDGE, rel=1e-3)
+    assert allowed(Quartic()) == pytest.approx(3 * proof.NUDGE, rel=1e-3)
 
 
 def test_a_gradient_with_an_edge_may_be_off_by_elements_on_its_edge() -> None:
     spec = gradient_of(Rectified())
     x = examples(spec.inputs, {}, seed=1)["x"]
     beyond = np.count_nonzero(x > 1)
-    near = np.count_nonzero(np.abs(x - 1) < lowering.NUDGE)
+    near = np.count_nonzero(np.abs(x - 1) < proof.NUDGE)
     assert near > 0
-    assert lowering.GRADIENT_TOLERANCE < allowed(Rectified()) <= np.sqrt(near / beyond)
+    assert proof.GRADIENT_TOLERANCE < allowed(Rectified()) <= np.sqrt(near / beyond)
 
 
 def test_no_gradient_may_be_off_by_more_than_the_worst() -> None:
-    assert allowed(Steep()) == lowering.WORST_GRADIENT
+    assert allowed(Steep()) == proof.WORST_GRADIENT
 
 
 def test_single_numbers_do_not_move() -> None:
@@ -114,22 +115,17 @@ def test_single_numbers_do_not_move() -> None:
     arrays = examples(spec.inputs, {}, seed=1)
     module = spec.build()
     reference = evaluate(module, spec, arrays)
-    assert moved(module, spec, arrays, reference)["grad"] == lowering.GRADIENT_TOLERANCE
+    assert moved(module, spec, arrays, reference)["grad"] == proof.GRADIENT_TOLERANCE
 
 
-def test_half_precision_may_be_off_by_its_rounding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bounds = []
-    honest = lowering.prove
-
-    def watched(*arguments: Any) -> Any:
-        bounds.append(arguments[4])
-        return honest(*arguments)
-
-    monkeypatch.setattr(lowering, "prove", watched)
-    lower(gradient_of(Quartic()), tmp_path, Sizes(64, MAP[2:]), "fp16")
-    assert bounds[0].gradients["grad"] == lowering.HALF_TOLERANCE
+def test_half_precision_may_be_off_by_its_rounding() -> None:
+    spec = gradient_of(Quartic())
+    arrays = examples(spec.inputs, {}, seed=1)
+    module = spec.build()
+    reference = evaluate(module, spec, arrays)
+    single, half = (bounds_of(module, spec, arrays, reference, each) for each in ("fp32", "fp16"))
+    assert single == Bounds(spec.tolerance, moved(module, spec, arrays, reference))
+    assert half == Bounds(proof.HALF_TOLERANCE, {"grad": proof.HALF_TOLERANCE})
 
 
 def test_gradients_must_be_outputs() -> None:
@@ -140,7 +136,7 @@ def test_gradients_must_be_outputs() -> None:
 def test_elements_on_the_other_side_of_an_edge_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = lowering.run_graph
+    honest = proof.run_graph
 
     def rounded(path: Path, arrays: Any, outputs: Any) -> Any:
         grad = honest(path, arrays, outputs)["grad"]
@@ -148,7 +144,7 @@ def test_elements_on_the_other_side_of_an_edge_pass(
         grad.flat[closest] = 1 - grad.flat[closest]
         return {"grad": grad}
 
-    monkeypatch.setattr(lowering, "run_graph", rounded)
+    monkeypatch.setattr(proof, "run_graph", rounded)
     lowered = lower(gradient_of(Rectified()), tmp_path, Sizes(64, MAP[2:]), "fp32")
     assert lowered.parity["grad"].max_abs == 1.0  # recorded all the same
 
@@ -157,12 +153,12 @@ def test_elements_on_the_other_side_of_an_edge_pass(
 def test_a_wrong_gradient_is_refused(
     loss: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = lowering.run_graph
+    honest = proof.run_graph
 
     def wrong(*arguments: Any) -> Any:
         return {name: 1.1 * array for name, array in honest(*arguments).items()}
 
-    monkeypatch.setattr(lowering, "run_graph", wrong)
+    monkeypatch.setattr(proof, "run_graph", wrong)
     with pytest.raises(
         ParityError, match=r"'grad': got .* 1\.00e-01 of its length, expected at most"
     ):
