@@ -52,7 +52,7 @@ from jscc.export.restoration import (
 from jscc.export.source import configured
 from jscc.export.system import Plan, StageSpec
 from jscc.runtime.errors import CheckpointError, UsageError
-from jscc.runtime.manifest import CURVE_LIMIT, LoopStep, SamplerSpec, is_curve
+from jscc.runtime.manifest_loops import CURVE_LIMIT, LoopStep, SamplerSpec, is_curve
 from jscc.runtime.ports import Port, resolve
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from jscc.export.models.adm import Adm
 from jscc.export.models.ddim_unet import DdimUnet
 from jscc.export.source import configured
 from jscc.runtime.errors import CheckpointError
-from jscc.runtime.manifest import ScheduleSpec
+from jscc.runtime.manifest_loops import ScheduleSpec
 from jscc.runtime.schedule import schedule_from
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from jscc.export.models.nullspace import COMPAT, NullSpace, Operator
 from jscc.export.priors import Estimate
 from jscc.export.system import StageSpec
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import ImageContract, Loop, SamplerSpec
+from jscc.runtime.manifest import ImageContract
+from jscc.runtime.manifest_loops import Loop, SamplerSpec
 from jscc.runtime.ports import Port
 
 if TYPE_CHECKING:

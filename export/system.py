@@ -13,7 +13,8 @@ from torch import nn
 from jscc.export import systems
 from jscc.export.source import WeightSource
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import Descent, ImageContract, Loop, LoopStep, Signal
+from jscc.runtime.manifest import ImageContract, Signal
+from jscc.runtime.manifest_loops import Descent, Loop, LoopStep
 from jscc.runtime.ports import Port
 
 Tensors = Mapping[str, npt.NDArray[Any]]

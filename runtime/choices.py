@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import Loop, SamplerSpec
+from jscc.runtime.manifest_loops import Loop, SamplerSpec
 
 NO_GUIDE = "none"
 STARTS = ("noise", "received")

@@ -10,7 +10,8 @@ from jscc.runtime.declared import refuse
 from jscc.runtime.descent_coherence import check_descent
 from jscc.runtime.errors import BundleError
 from jscc.runtime.fixed import open_entry
-from jscc.runtime.manifest import Loop, LoopStep, Manifest, Signal, StageEntry
+from jscc.runtime.manifest import Manifest, Signal, StageEntry
+from jscc.runtime.manifest_loops import Loop, LoopStep
 from jscc.runtime.ports import Port, resolve, split_dim
 from jscc.runtime.sides import (
     ENCODE,

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from jscc.runtime.choices import Choices
 from jscc.runtime.errors import ImageError, UsageError
 from jscc.runtime.fixed import filled
-from jscc.runtime.manifest import Descent, StageEntry
+from jscc.runtime.manifest import StageEntry
+from jscc.runtime.manifest_loops import Descent
 from jscc.runtime.noise import NoiseSource
 from jscc.runtime.ports import Array, Port
 from jscc.runtime.tiling import Tiling, run_tiled

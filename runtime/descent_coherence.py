@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from jscc.runtime.declared import refuse
 from jscc.runtime.descent import GRADIENT, LOSS
 from jscc.runtime.errors import BundleError
-from jscc.runtime.manifest import Descent, Manifest, Round, StageEntry
+from jscc.runtime.manifest import Manifest, StageEntry
+from jscc.runtime.manifest_loops import Descent, Round
 from jscc.runtime.ports import Dim, Port, split_dim
 
 FLOAT = "float32"

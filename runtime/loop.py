@@ -27,7 +27,7 @@ from jscc.runtime.choices import (
     guidance_weights,
 )
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import Loop
+from jscc.runtime.manifest_loops import Loop
 from jscc.runtime.noise import NoiseSource
 from jscc.runtime.schedule import Schedule
 from jscc.runtime.table import Row, Table, table_for

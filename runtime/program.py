@@ -18,7 +18,8 @@ from jscc.runtime.descent import DescentPlan, Scene, run_descent
 from jscc.runtime.errors import UsageError
 from jscc.runtime.fixed import FixedSession, open_entry
 from jscc.runtime.loop import Answer, LoopPlan, Question, run_loop
-from jscc.runtime.manifest import Descent, LoopStep, Manifest, StageEntry
+from jscc.runtime.manifest import Manifest, StageEntry
+from jscc.runtime.manifest_loops import Descent, LoopStep
 from jscc.runtime.noise import NoiseSource
 from jscc.runtime.ports import Array, Port, resolve
 from jscc.runtime.tiling import Tiling, run_tiled

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import BundleError
-from jscc.runtime.manifest import ScheduleSpec
+from jscc.runtime.manifest_loops import ScheduleSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,8 @@ from jscc.export.system import Options, Plan, StageSpec, System
 from jscc.export.tensor_file import OpenFile
 from jscc.export.tokenizer import tokenize
 from jscc.runtime.errors import CheckpointError, UsageError
-from jscc.runtime.manifest import ImageContract, Loop, LoopStep, SamplerSpec, ScheduleSpec
+from jscc.runtime.manifest import ImageContract
+from jscc.runtime.manifest_loops import Loop, LoopStep, SamplerSpec, ScheduleSpec
 from jscc.runtime.ports import Port
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.trust import strict_json

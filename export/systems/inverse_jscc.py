@@ -46,7 +46,8 @@ from jscc.export.source import configured
 from jscc.export.system import Options, Plan, StageSpec, System
 from jscc.runtime.descent import share
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import Descent, ImageContract, LoopStep, Round, Variable
+from jscc.runtime.manifest import ImageContract
+from jscc.runtime.manifest_loops import Descent, LoopStep, Round, Variable
 from jscc.runtime.ports import Port
 
 if TYPE_CHECKING:

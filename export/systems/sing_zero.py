@@ -31,7 +31,7 @@ from jscc.export.restoration import (
     zero_of,
 )
 from jscc.export.system import Plan, System
-from jscc.runtime.manifest import LoopStep, SamplerSpec
+from jscc.runtime.manifest_loops import LoopStep, SamplerSpec
 
 if TYPE_CHECKING:
     from jscc.export.source import WeightSource

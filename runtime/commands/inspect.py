@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, display, make_parser
-from jscc.runtime.manifest import Descent, Loop, Manifest, serialise_manifest
+from jscc.runtime.manifest import Manifest, serialise_manifest
+from jscc.runtime.manifest_loops import Descent, Loop
 from jscc.runtime.sides import side_outputs
 from jscc.runtime.terminal import pairs, say, say_json, table
 

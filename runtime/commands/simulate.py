@@ -29,7 +29,8 @@ from jscc.runtime.commands.receive import PNG, remarks
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import OutputError
 from jscc.runtime.image_files import encode_png
-from jscc.runtime.manifest import LoopStep, Manifest
+from jscc.runtime.manifest import Manifest
+from jscc.runtime.manifest_loops import LoopStep
 from jscc.runtime.output_files import check_destination, write_file
 from jscc.runtime.picture import Panel, side_by_side
 from jscc.runtime.receiver import Receiver

@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 
 from jscc.runtime.bundle import Bundle
-from jscc.runtime.manifest import LoopStep, SamplerSpec, SelftestCsi, serialise_manifest
+from jscc.runtime.manifest import SelftestCsi, serialise_manifest
+from jscc.runtime.manifest_loops import LoopStep, SamplerSpec
 
 FOLDER = Path(__file__).resolve().parent / "format-1"
 CODEC = "bcffbb22be26535693b60e9e2a816dfbe365ee080e87ff767309b8427145c4b6"

@@ -23,7 +23,7 @@ from jscc.kernels.advance.reference import advance
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.csi import Csi
-from jscc.runtime.manifest import ScheduleSpec
+from jscc.runtime.manifest_loops import ScheduleSpec
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.table import table_for

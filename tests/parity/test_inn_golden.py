@@ -32,7 +32,7 @@ from jscc.runtime.bundle import Bundle
 from jscc.runtime.choices import Choices
 from jscc.runtime.csi import Csi
 from jscc.runtime.loop import plan_loop
-from jscc.runtime.manifest import LoopStep
+from jscc.runtime.manifest_loops import LoopStep
 from jscc.runtime.ports import Port
 from jscc.runtime.program import Program, Run, Stage, Trace
 from jscc.runtime.receiver import Receiver
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from jscc.export.source import WeightSource
     from jscc.runtime.loop import LoopPlan
-    from jscc.runtime.manifest import Loop
+    from jscc.runtime.manifest_loops import Loop
 
     Arrays = dict[str, npt.NDArray[Any]]
 

@@ -6,14 +6,8 @@ import pytest
 
 from jscc.runtime.coherence import check_coherence
 from jscc.runtime.errors import BundleError
-from jscc.runtime.manifest import (
-    FileEntry,
-    LoopStep,
-    ParityEntry,
-    Selftest,
-    SelftestCsi,
-    TensorEntry,
-)
+from jscc.runtime.manifest import FileEntry, ParityEntry, Selftest, SelftestCsi, TensorEntry
+from jscc.runtime.manifest_loops import LoopStep
 from jscc.runtime.ports import Port
 
 ENTRY = FileEntry("0" * 64, 1)

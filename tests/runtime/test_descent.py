@@ -19,7 +19,7 @@ from jscc.runtime.descent import (
     share,
 )
 from jscc.runtime.errors import ImageError, UsageError
-from jscc.runtime.manifest import Variable
+from jscc.runtime.manifest_loops import Variable
 from jscc.runtime.noise import PhiloxNoise
 from jscc.runtime.receiver import Receiver
 from recording_backend import RecordingBackend

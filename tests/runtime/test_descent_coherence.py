@@ -8,7 +8,8 @@ import tiny_descent
 from jscc.runtime.coherence import check_coherence
 from jscc.runtime.declared import needed_format
 from jscc.runtime.errors import BundleError
-from jscc.runtime.manifest import LoopStep, Round, Variable, parse_manifest, serialise_manifest
+from jscc.runtime.manifest import parse_manifest, serialise_manifest
+from jscc.runtime.manifest_loops import LoopStep, Round, Variable
 from jscc.runtime.ports import Port
 
 replace = dataclasses.replace

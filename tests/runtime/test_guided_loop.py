@@ -10,7 +10,8 @@ from jscc.runtime.choices import Choices
 from jscc.runtime.errors import UsageError
 from jscc.runtime.fixed import FixedSession, open_entry
 from jscc.runtime.loop import plan_loop
-from jscc.runtime.manifest import Loop, LoopStep, SamplerSpec, ScheduleSpec, StageEntry
+from jscc.runtime.manifest import StageEntry
+from jscc.runtime.manifest_loops import Loop, LoopStep, SamplerSpec, ScheduleSpec
 from jscc.runtime.ports import Port
 from jscc.runtime.program import Program, Run, Stage, Trace
 from jscc.runtime.schedule import schedule_from

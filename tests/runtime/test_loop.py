@@ -9,7 +9,7 @@ import pytest
 from jscc.runtime.choices import Choices
 from jscc.runtime.errors import UsageError
 from jscc.runtime.loop import Answer, plan_loop, run_loop
-from jscc.runtime.manifest import Loop, SamplerSpec, ScheduleSpec
+from jscc.runtime.manifest_loops import Loop, SamplerSpec, ScheduleSpec
 from jscc.runtime.noise import PhiloxNoise
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.table import Row, Table, names

@@ -7,7 +7,8 @@ from fake_engine import FakeSession
 from jscc.runtime.choices import Choices
 from jscc.runtime.errors import UsageError
 from jscc.runtime.loop import plan_loop
-from jscc.runtime.manifest import Loop, LoopStep, SamplerSpec, ScheduleSpec, StageEntry
+from jscc.runtime.manifest import StageEntry
+from jscc.runtime.manifest_loops import Loop, LoopStep, SamplerSpec, ScheduleSpec
 from jscc.runtime.noise import PhiloxNoise
 from jscc.runtime.ports import Port
 from jscc.runtime.program import Program, Run, Stage, Trace

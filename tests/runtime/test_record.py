@@ -29,7 +29,7 @@ def test_it_is_one_line_of_json_with_every_field():
     assert list(tree) == sorted(tree)
     assert tree["loops"]["denoise"] == {
         "sampler": "ddim", "steps": 4, "start": "noise", "level": 999, "guidance": 0.0,
-        "guide": None, "guide_every": 1, "travel": [1, 1], "settings": {},
+        "guide": None, "guide_every": 1, "travel": [1, 1], "settings": {}, "spacing": None,
     }  # fmt: skip
     assert tree["fallbacks"] == ["cuda is not here"]
     assert tree["snr_db_measured"] is None

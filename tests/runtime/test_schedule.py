@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jscc.runtime.errors import BundleError
-from jscc.runtime.manifest import ScheduleSpec
+from jscc.runtime.manifest_loops import ScheduleSpec
 from jscc.runtime.schedule import Schedule, schedule_from
 
 STABLE_DIFFUSION = ScheduleSpec("scaled_linear", 0.00085, 0.012, 1000)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import ScheduleSpec
+from jscc.runtime.manifest_loops import ScheduleSpec
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.spacing import linspace
 from jscc.runtime.table import Row, Table, names, table_for

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest import ScheduleSpec
+from jscc.runtime.manifest_loops import ScheduleSpec
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.table import Row, names, table_for
 

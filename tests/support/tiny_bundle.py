@@ -16,12 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from jscc.runtime.bundle import write_bundle
 from jscc.runtime.manifest import (
     ImageContract,
-    Loop,
-    LoopStep,
     Manifest,
     ParityEntry,
-    SamplerSpec,
-    ScheduleSpec,
     Selftest,
     SelftestCsi,
     Signal,
@@ -29,6 +25,7 @@ from jscc.runtime.manifest import (
     StageEntry,
     TensorEntry,
 )
+from jscc.runtime.manifest_loops import Loop, LoopStep, SamplerSpec, ScheduleSpec
 from jscc.runtime.ports import Port
 
 OPSET = 20

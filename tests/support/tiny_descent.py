@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 import tiny_bundle
 from jscc.runtime.bundle import write_bundle
-from jscc.runtime.manifest import Descent, LoopStep, Round, Variable
+from jscc.runtime.manifest_loops import Descent, LoopStep, Round, Variable
 from jscc.runtime.ports import Port
 
 TILE = 32

@@ -14,7 +14,7 @@ import math
 import numpy as np
 import pytest
 
-from jscc.runtime.manifest import ScheduleSpec
+from jscc.runtime.manifest_loops import ScheduleSpec
 from jscc.runtime.schedule import Schedule, schedule_from
 from jscc.runtime.table import names, table_for
 
