@@ -1,8 +1,8 @@
 """UniPC of order 2: a multistep predictor, and a corrector that asks the network nothing more.
 
 Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion
-Models", arXiv:2302.04867, algorithms 5 to 8, for networks that answer with the clean estimate;
-B2(h) = e^h - 1.
+Models", arXiv:2302.04867: UniP-2 and UniC-2, multistep, for networks that answer with the clean
+estimate; B2(h) = e^h - 1.
 
 The corrector mends the state at a level with the network's answer at that level, which was asked
 of the uncorrected state. So a row does two things at once: it adds what the corrector would have

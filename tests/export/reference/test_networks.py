@@ -99,7 +99,6 @@ def test_trained_planes_ignore_new_ones():
     trained, own = torch.randn(4, 6, 3, 3), torch.randn(8, 12, 3, 3)
     wide, x = widened(trained, own), torch.randn(1, 12, 5, 5)
     expected = functional.conv2d(x[:, :6], trained)
-    assert torch.equal(functional.conv2d(x, wide)[:, :4], functional.conv2d(x, wide[:4]))
     assert torch.allclose(functional.conv2d(x, wide)[:, :4], expected, atol=1e-4)
     assert torch.equal(wide[4:], own[4:])
     assert torch.equal(widened(own, trained), own[:4, :6])  # and narrowed

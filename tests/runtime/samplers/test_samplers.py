@@ -147,7 +147,7 @@ def test_few_steps_of_higher_order_do_not_overshoot(sampler, steps, percent):
 
 
 def unipc_of_the_paper(network, times, x):
-    """Algorithms 5 to 8 with order 2 and B2, state by corrected state, in the solver's time."""
+    """UniP-2 and UniC-2 with B2, state by corrected state, in the solver's time."""
     alpha = 1 / np.sqrt(1 + np.exp(-2 * np.array(times)))
     sigma = alpha * np.exp(-np.array(times))
     answers = [network(x, 0)]
