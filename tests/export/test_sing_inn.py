@@ -210,6 +210,7 @@ def test_both_directions_share_one_set_of_weights(
         assert len(alike) <= 2
 
 
+@pytest.mark.exhaustive
 def test_the_network_of_the_nearest_snr_guides(commin: Link, checkpoints: dict[str, Path]) -> None:
     """Its gradient is the one that torch finds with this network alone, and not the other's."""
     specs = {name: guides(checkpoints, name)["guided"] for name in SNRS_DB}
@@ -221,6 +222,7 @@ def test_the_network_of_the_nearest_snr_guides(commin: Link, checkpoints: dict[s
             assert gap(specs[other], told, said) > 0.01
 
 
+@pytest.mark.exhaustive
 def test_the_guide_weighs_as_the_snr_says(commin: Link, capsys: pytest.CaptureFixture[str]) -> None:
     weights = {
         snr_db: commin.receive(snr_db)[1].loops["denoise"].guidance for snr_db in (0.0, 4.0, 14.0)

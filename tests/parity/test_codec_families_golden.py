@@ -142,7 +142,7 @@ def logit(image: Array) -> Array:
     return np.log(wide / (1 - wide))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("snr_db", [-5, 7.5, 20])
 @pytest.mark.parametrize("name", ["regular", "reduced"])
 def test_af_network(af: Mapping[str, Case], name: str, snr_db: float) -> None:

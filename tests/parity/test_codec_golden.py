@@ -81,6 +81,7 @@ def test_convolutional_codec_over_rayleigh_fading(
     assert_close(image, vectors[f"{golden}.x_init"], TOLERANCE["tiny-cnn-rayleigh"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("size", "channel"), [("128x128", "awgn"), ("128x128", "rayleigh"), ("128x192", "awgn")]
 )

@@ -41,7 +41,7 @@ SIZE = (32, 48)
 GAIN = 0.6 - 0.9j
 CSI = Csi(snr_db=5.0, gain=GAIN)
 
-pytestmark = pytest.mark.slow  # a whole ControlLDM each
+pytestmark = pytest.mark.exhaustive  # a whole ControlLDM each
 
 
 class Exported(NamedTuple):

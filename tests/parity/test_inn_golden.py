@@ -304,7 +304,9 @@ def assert_golden(loop: Loop, stage: Stage, golden: Arrays, case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["coarse_only", "coarse_and_inverse"])
+@pytest.mark.parametrize(
+    "case", ["coarse_only", pytest.param("coarse_and_inverse", marks=pytest.mark.exhaustive)]
+)
 def test_guided_step(golden: Arrays, parts: dict[str, str], tmp_path: Path, case: str) -> None:
     system = find("sing_inn")
     request = Request(
@@ -319,7 +321,7 @@ def test_guided_step(golden: Arrays, parts: dict[str, str], tmp_path: Path, case
     assert_golden(plan.loops["denoise"], Stage("guided", entry, session), golden, case)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_published_container_on_the_command_line(
     golden: Arrays, parts: dict[str, str], tmp_path: Path
 ) -> None:

@@ -19,6 +19,8 @@ from jscc.runtime.bundle import Bundle
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.exhaustive
+
 
 def config_with(**changes: Any) -> dict[str, Any]:
     """`tiny_checkpoint.LDM` with other widths, two residual blocks a level and C = 16."""

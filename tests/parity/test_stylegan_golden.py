@@ -144,7 +144,7 @@ def searched(
     return backend, record
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_round_of_the_search(
     searched: tuple[RecordingBackend, Record], vectors: Arrays, number: int

@@ -115,6 +115,7 @@ def assert_close(computed: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None
     assert gap <= TOLERANCE * max(1.0, np.abs(expected).max())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("variant", "size", "snr_db"),
     [
