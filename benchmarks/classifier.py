@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 from PIL import Image as Pillow
 
-from jscc.benchmarks.metrics import Image
+from jscc.calibration.metrics import Image
 from jscc.runtime.errors import DataError
 
 RANGES = ("unit", "imagenet")

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from jscc.benchmarks.metrics import Image
+from jscc.calibration.metrics import Image
 from jscc.runtime.errors import DataError
 
 Features = npt.NDArray[np.float32]

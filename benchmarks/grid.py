@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from jscc.benchmarks.metrics import Image
+from jscc.calibration.metrics import Image
 from jscc.runtime.errors import UsageError
 
 _MARGIN = 8

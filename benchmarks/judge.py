@@ -21,10 +21,6 @@ from jscc.benchmarks.frechet import (
     patches_of,
     to_text,
 )
-from jscc.benchmarks.images import digest
-from jscc.benchmarks.lpips import LPIPS_FILES, LPIPS_MIN_SIDE, Lpips, load_lpips
-from jscc.benchmarks.lpips import Features as Taps
-from jscc.benchmarks.metrics import MS_SSIM_MIN_SIDE, Image, ms_ssim, psnr_db
 from jscc.benchmarks.networks import (
     AlexNetFeatures,
     Dists,
@@ -34,6 +30,10 @@ from jscc.benchmarks.networks import (
 )
 from jscc.benchmarks.report import finite
 from jscc.benchmarks.titles import PAIRS, SETS, TASK, Figures
+from jscc.calibration.images import digest
+from jscc.calibration.lpips import LPIPS_FILES, LPIPS_MIN_SIDE, Lpips, load_lpips
+from jscc.calibration.lpips import Features as Taps
+from jscc.calibration.metrics import MS_SSIM_MIN_SIDE, Image, ms_ssim, psnr_db
 from jscc.runtime.errors import UsageError
 from jscc.runtime.terminal import notice
 

@@ -1,73 +1,22 @@
 """Link: one bundle from image to image over a simulated radio channel, with and without repainting.
 
-Everything random is drawn from (seed, image name, SNR), so every bundle, sampler and number of
-steps meets the same channel noise, and adding images changes nothing for the others.
+What is drawn is drawn as in `jscc.calibration.air`.
 """
 
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from jscc.benchmarks.metrics import Image
+from jscc.calibration.air import Received, frame_of, meet_channel
+from jscc.calibration.metrics import Image
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
-from jscc.runtime.channel import Rayleigh, pass_through
+from jscc.runtime.channel import pass_through
 from jscc.runtime.choices import Choices
 from jscc.runtime.commands.host_sides import read_sides
 from jscc.runtime.commands.simulate import codec_alone
-from jscc.runtime.csi import Csi
-from jscc.runtime.ports import Array
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 from jscc.runtime.transmitter import Transmitter
-
-Symbols = npt.NDArray[np.complex64]
-
-CHANNELS = ("awgn", "rayleigh")
-
-
-@dataclass(frozen=True)
-class Received:
-    """What arrived on the air, and beside it.
-
-    Attributes:
-        symbols: As many as were sent.
-        csi: What the receiver is told.
-        size: Height and width of the image that was sent, in pixels.
-        seed: Seed of this transmission.
-        frame: Number that the image's name gives it.
-        side: Side inputs that the transmitter makes; they reach the receiver without errors.
-    """
-
-    symbols: Symbols
-    csi: Csi
-    size: tuple[int, int]
-    seed: int
-    frame: int
-    side: Mapping[str, Array] = field(default_factory=dict)
-
-    @property
-    def side_bytes(self) -> int:
-        """Bytes of the side inputs; the cbr does not count them."""
-        return sum(array.nbytes for array in self.side.values())
-
-
-def frame_of(name: str) -> int:
-    """The number that an image's name gives it."""
-    return zlib.crc32(name.encode())
-
-
-def meet_channel(
-    channel: str, name: str, snr_db: float, seed: int
-) -> tuple[Csi, np.random.Generator]:
-    """The state that a channel of `CHANNELS` is in, and the generator that its noise comes from."""
-    rng = np.random.default_rng([seed, frame_of(name), round(1000 * (snr_db + 1000))])
-    csi = Rayleigh().draw(snr_db, rng=rng) if channel == "rayleigh" else Csi(snr_db)
-    return csi, rng
 
 
 class Link:

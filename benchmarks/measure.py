@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jscc.benchmarks.images import read_image
 from jscc.benchmarks.judge import Instruments, Judge, Texts, Wanted, set_distance
-from jscc.benchmarks.link import Link, Received
-from jscc.benchmarks.metrics import Image
+from jscc.benchmarks.link import Link
 from jscc.benchmarks.partial import Row
 from jscc.benchmarks.sweep import KEY, Case, Sweep
 from jscc.benchmarks.titles import SETS, Figures
 from jscc.benchmarks.workers import Work
+from jscc.calibration.air import Received
+from jscc.calibration.images import read_image
+from jscc.calibration.metrics import Image
 from jscc.runtime.choices import Choices
 from jscc.runtime.record import Record
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from jscc.benchmarks.frechet import Features
-from jscc.benchmarks.lpips import CONVOLUTIONS, Lpips
-from jscc.benchmarks.metrics import Image
+from jscc.calibration.lpips import CONVOLUTIONS, Lpips
+from jscc.calibration.metrics import Image
 from jscc.runtime.errors import UnavailableError
 
 # Which of the package's slices holds a convolution of AlexNet.

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jscc.benchmarks.grid import Cell, GridRow
-from jscc.benchmarks.images import find_images, read_image
 from jscc.benchmarks.link import Link
-from jscc.benchmarks.metrics import Image, psnr_db
 from jscc.benchmarks.pictures import caption
 from jscc.benchmarks.series import (
     Result,
@@ -22,6 +20,8 @@ from jscc.benchmarks.series import (
 )
 from jscc.benchmarks.sweep import fraction, items, one, snrs_from
 from jscc.benchmarks.titles import Figures
+from jscc.calibration.images import find_images, read_image
+from jscc.calibration.metrics import Image, psnr_db
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.choices import Choices
 from jscc.runtime.errors import DataError, UsageError

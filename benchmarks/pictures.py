@@ -7,11 +7,11 @@ same bundle makes the same pictures.
 from collections.abc import Sequence
 
 from jscc.benchmarks.grid import Cell, GridRow
-from jscc.benchmarks.images import read_image
 from jscc.benchmarks.link import Link
 from jscc.benchmarks.partial import Row
 from jscc.benchmarks.sweep import Sweep, key_of
 from jscc.benchmarks.titles import Figures
+from jscc.calibration.images import read_image
 
 
 def picture_rows(

@@ -12,7 +12,6 @@ from typing import Any
 
 from jscc.benchmarks.countdown import Countdown
 from jscc.benchmarks.grid import grid_png
-from jscc.benchmarks.images import describe_images, find_images
 from jscc.benchmarks.judge import add_wanted, wanted_from
 from jscc.benchmarks.measure import SIDES, Recipe, means, sent_features, without_features
 from jscc.benchmarks.parameters import count_parameters
@@ -37,6 +36,7 @@ from jscc.benchmarks.sweep import (
 )
 from jscc.benchmarks.titles import TITLES, cell, metrics_of
 from jscc.benchmarks.workers import run_jobs
+from jscc.calibration.images import describe_images, find_images
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import positive
 from jscc.runtime.output_files import check_destination, write_file

@@ -8,9 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jscc.benchmarks.images import digest
-from jscc.benchmarks.link import CHANNELS
 from jscc.benchmarks.titles import TITLES
+from jscc.calibration.air import CHANNELS
+from jscc.calibration.images import digest
 from jscc.runtime.choices import NO_GUIDE, Choices
 from jscc.runtime.commands.host_sides import add_side, check_names, read_sides
 from jscc.runtime.commands.options import decibels, level, number, positive, travel

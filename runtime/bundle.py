@@ -111,6 +111,12 @@ class Bundle:
         locations = {tensor.location for tensor in self.summaries[stage].external}
         return {location: self._files[f"graphs/{location}"].data for location in sorted(locations)}
 
+    def file(self, name: str) -> bytes:
+        """The bytes of one of the files that the manifest lists, as they were verified."""
+        if name not in self._files:
+            raise LookupError(f"no file {name!r}; there are {sorted(self._files)}")
+        return self._files[name].tobytes()
+
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """The constant `name`, read-only."""
         if name not in self._tensors:

@@ -363,27 +363,42 @@ class Receiver:
             rate=job.planes if manifest.signal.rates else None,
         )
 
-    def _selftest_failure(self, bundle: Bundle) -> JsccError | None:
-        """Why the bundle's self-test fails on the program just loaded, or None."""
+    def receive_known(self, bundle: Bundle) -> Pixels:
+        """Receive the symbols of the bundle's self-test.
+
+        Args:
+            bundle: The one that this receiver was made of.
+
+        Returns:
+            uint8[height, width, 3].
+
+        Raises:
+            LookupError: The bundle has no self-test.
+            JsccError: What `receive` raises.
+        """
         manifest, test = bundle.manifest, bundle.manifest.selftest
         if test is None:
-            return None
+            raise LookupError(f"{bundle.path} has no self-test")
         symbols, expected = bundle.tensor(test.symbols), bundle.tensor(test.image)
         stride = manifest.signal.stride
         size = (stride * symbols.shape[1], stride * symbols.shape[2])
         side = empty_sides(manifest, size, planes=2 * symbols.shape[0])
         side |= {name: bundle.tensor(tensor) for name, tensor in test.side.items()}
+        return self.receive(
+            symbols,
+            Csi(test.csi.snr_db, complex(*test.csi.gain)),
+            seed=test.seed,
+            steps=test.steps if manifest.loops or manifest.descents else None,
+            size=(expected.shape[0], expected.shape[1]),
+            side=side,
+        )[0]
 
-        def receive() -> Pixels:
-            return self.receive(
-                symbols,
-                Csi(test.csi.snr_db, complex(*test.csi.gain)),
-                seed=test.seed,
-                steps=test.steps if manifest.loops or manifest.descents else None,
-                size=(expected.shape[0], expected.shape[1]),
-                side=side,
-            )[0]
-
+    def _selftest_failure(self, bundle: Bundle) -> JsccError | None:
+        """Why the bundle's self-test fails on the program just loaded, or None."""
+        test = bundle.manifest.selftest
+        if test is None:
+            return None
         providers = ", ".join(sorted(set(self._program.providers.values())))
         where = f"{self._backend_name} ({providers})"
-        return failure_of(receive, expected, test.psnr_floor_db, where)
+        expected = bundle.tensor(test.image)
+        return failure_of(lambda: self.receive_known(bundle), expected, test.psnr_floor_db, where)

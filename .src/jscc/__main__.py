@@ -20,6 +20,7 @@ COMMANDS = {
     "receive": ("jscc.runtime.commands.receive", "turn received symbols into images"),
     "simulate": ("jscc.runtime.commands.simulate", "send, channel and receive in one go"),
     "doctor": ("jscc.runtime.commands.doctor", "show what this machine can run"),
+    "calibrate": ("jscc.calibration.cli", "lower the precision of a bundle (int8, fp16)"),
     "bench": ("jscc.benchmarks.cli", "measure a bundle on this machine"),
     "export": ("jscc.export.cli", "turn a trained checkpoint into a bundle (needs torch)"),
 }

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from av.video.codeccontext import VideoCodecContext
 from PIL import Image as Pillow
 
-from jscc.benchmarks.metrics import Image, psnr_db
+from jscc.calibration.metrics import Image, psnr_db
 from jscc.runtime.errors import DataError
 
 Planes = tuple[npt.NDArray[np.uint8], ...]

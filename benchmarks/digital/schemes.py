@@ -19,14 +19,14 @@ import numpy as np
 from jscc.benchmarks.digital.budget import coded_bytes, codewords, ideal_bytes, symbols_of
 from jscc.benchmarks.digital.hevc import Coded, Still, restore
 from jscc.benchmarks.digital.ldpc import Modem
-from jscc.benchmarks.images import read_image
 from jscc.benchmarks.judge import Instruments, Judge, Texts, Wanted
-from jscc.benchmarks.link import meet_channel
 from jscc.benchmarks.measure import FEATURES
-from jscc.benchmarks.metrics import Image
 from jscc.benchmarks.partial import Row
 from jscc.benchmarks.titles import Figures
 from jscc.benchmarks.workers import Work
+from jscc.calibration.air import meet_channel
+from jscc.calibration.images import read_image
+from jscc.calibration.metrics import Image
 from jscc.runtime.channel import pass_through
 from jscc.runtime.csi import Csi
 

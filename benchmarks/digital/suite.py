@@ -11,13 +11,13 @@ from jscc.benchmarks.countdown import Countdown
 from jscc.benchmarks.digital import hevc, ldpc
 from jscc.benchmarks.digital.schemes import KEY, Plan, Recipe
 from jscc.benchmarks.digital.tables import SCHEMES, means, table
-from jscc.benchmarks.images import describe_images, find_images
 from jscc.benchmarks.judge import add_wanted, wanted_from
 from jscc.benchmarks.measure import sent_features, without_features
 from jscc.benchmarks.partial import Partial, Row
 from jscc.benchmarks.report import provenance, write_result
 from jscc.benchmarks.sweep import add_images, fraction, items, snrs_from
 from jscc.benchmarks.workers import run_jobs
+from jscc.calibration.images import describe_images, find_images
 from jscc.runtime.errors import UsageError
 from jscc.runtime.machine import version_of
 from jscc.runtime.output_files import check_destination

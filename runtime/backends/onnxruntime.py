@@ -98,7 +98,9 @@ class OnnxRuntimeBackend:
         for name in self.providers:
             lack = _lack(name)
             if lack is None:
-                build = _builder(stage, graph, external, name, self.threads or _cores())
+                build = session_builder(
+                    stage, graph, external, provider=name, threads=self.threads or usable_cores()
+                )
                 session = build()
                 lack, partly = _assigned(session, name)
                 if lack is None:
@@ -206,7 +208,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS)
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -249,10 +251,14 @@ def _assigned(session: ort.InferenceSession, name: str) -> tuple[str | None, tup
     return None, (f"{counts[False]} of {sum(counts)} nodes do not run on {name}: {kinds}",)
 
 
-def _builder(
-    stage: str, graph: bytes, external: Mapping[str, memoryview], provider: str, threads: int
+def session_builder(
+    stage: str, graph: bytes, external: Mapping[str, memoryview], *, provider: str, threads: int
 ) -> Callable[[], ort.InferenceSession]:
-    """What makes the stage's session on one provider, as often as needed."""
+    """What makes the stage's session on one provider, as often as needed.
+
+    The session raises what the library raises; `OnnxRuntimeSession` is the stage with its ports
+    checked and its errors explained.
+    """
 
     def build() -> ort.InferenceSession:
         try:

@@ -15,9 +15,10 @@ from jscc.benchmarks.digital import hevc, suite
 from jscc.benchmarks.digital.budget import ideal_bytes
 from jscc.benchmarks.digital.schemes import Sender
 from jscc.benchmarks.digital.tables import SCHEMES, table
-from jscc.benchmarks.link import Link, meet_channel
-from jscc.benchmarks.metrics import ms_ssim, psnr_db
+from jscc.benchmarks.link import Link
 from jscc.benchmarks.partial import Partial
+from jscc.calibration.air import meet_channel
+from jscc.calibration.metrics import ms_ssim, psnr_db
 from jscc.runtime.errors import UsageError
 
 CBR = Fraction(1, 48)

@@ -9,8 +9,8 @@ from PIL import Image
 pytest.importorskip("av", reason="PyAV is not installed; pip install 'jscc-edge[digital]'")
 
 from jscc.benchmarks.digital import hevc
-from jscc.benchmarks.images import read_image
-from jscc.benchmarks.metrics import psnr_db
+from jscc.calibration.images import read_image
+from jscc.calibration.metrics import psnr_db
 from jscc.runtime.errors import DataError
 
 KODAK = Path(__file__).parents[3] / "shared" / "data" / "kodak"

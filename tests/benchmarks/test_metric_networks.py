@@ -17,13 +17,13 @@ from jscc.benchmarks.judge import (
     set_distance,
     wanted_from,
 )
-from jscc.benchmarks.lpips import CONVOLUTIONS, Lpips
 from jscc.benchmarks.networks import (
     AlexNetFeatures,
     Dists,
     InceptionFeatures,
     lpips_from_package,
 )
+from jscc.calibration.lpips import CONVOLUTIONS, Lpips
 from jscc.runtime.errors import UnavailableError, UsageError
 from jscc.runtime.terminal import Parser
 

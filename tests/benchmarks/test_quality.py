@@ -13,9 +13,9 @@ from PIL import Image
 import tiny_bundle
 from jscc.benchmarks import cli, quality
 from jscc.benchmarks.link import Link
-from jscc.benchmarks.metrics import ms_ssim, psnr_db
 from jscc.benchmarks.partial import Partial
 from jscc.benchmarks.sweep import KEY
+from jscc.calibration.metrics import ms_ssim, psnr_db
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.channel import pass_through
 from jscc.runtime.choices import Choices

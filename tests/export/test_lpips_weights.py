@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jscc.benchmarks.lpips import load_lpips
+from jscc.calibration.lpips import load_lpips
 from jscc.export.lpips_weights import main
 from jscc.export.models.lpips import Lpips
 from jscc.export.reference import perceptual

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jscc.benchmarks.lpips import CONVOLUTIONS
+from jscc.calibration.lpips import CONVOLUTIONS
 
 SHAPES = ((64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3))
 

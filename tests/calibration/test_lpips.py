@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from alexnet_weights import random_weights
-from jscc.benchmarks.lpips import CONVOLUTIONS, LPIPS_FILES, Lpips, load_lpips
+from jscc.calibration.lpips import CONVOLUTIONS, LPIPS_FILES, Lpips, load_lpips
 from jscc.runtime.errors import DataError, ImageError
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "data" / "weights" / "lpips"

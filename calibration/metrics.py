@@ -1,7 +1,7 @@
 """Metrics: how far a received image is from the one that was sent (PSNR, MS-SSIM).
 
 Both take uint8 RGB images of one shape and need numpy only. LPIPS, which needs trained weights, is
-in `jscc.benchmarks.lpips`.
+in `jscc.calibration.lpips`.
 """
 
 import math

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from jscc.benchmarks.metrics import Image
+from jscc.calibration.metrics import Image
 from jscc.runtime.errors import UsageError
 from jscc.runtime.image_files import decode_image
 

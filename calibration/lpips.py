@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from jscc.benchmarks.metrics import Image, check_image, check_pair
+from jscc.calibration.metrics import Image, check_image, check_pair
 from jscc.runtime.errors import DataError, ImageError
 
 Planes = npt.NDArray[np.float32]

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from jscc.benchmarks.metrics import MS_SSIM_MIN_SIDE, ms_ssim, psnr_db
+from jscc.calibration.metrics import MS_SSIM_MIN_SIDE, ms_ssim, psnr_db
 from jscc.runtime.errors import ImageError
 
 
