@@ -18,7 +18,7 @@ from jscc.runtime.descent import LEARNING_RATE
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import Manifest
 from jscc.runtime.sides import host_sides
-from jscc.runtime.spacing import SPACINGS
+from jscc.runtime.spacing import OWN, SPACINGS
 
 KEY = ("bundle", "setting", "rate", "image", "snr_db", "seed")
 
@@ -127,7 +127,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--spacing",
         default="",
         metavar="NAMES",
-        help=f"of the noise levels, by commas, of {', '.join(SPACINGS)}",
+        help=f"of the noise levels, by commas, of {', '.join((*SPACINGS, OWN))}",
     )
     parser.add_argument("--start", choices=("noise", "received"), help="where the loop starts")
     parser.add_argument(

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest_loops import Loop, SamplerSpec
+from jscc.runtime.manifest_loops import Loop, Regime, SamplerSpec
 
 NO_GUIDE = "none"
 STARTS = ("noise", "received")
@@ -22,7 +22,8 @@ class Choices:
     Attributes:
         sampler: By its file name in ``runtime/samplers``.
         steps: Of the sampler.
-        spacing: Of its noise levels, one of `jscc.runtime.spacing.SPACINGS`.
+        spacing: Of its noise levels, one of `jscc.runtime.spacing.SPACINGS`, or
+            `jscc.runtime.spacing.OWN` for those that the bundle brings.
         start: ``noise`` or ``received``.
         start_level: Share of the schedule that a ``received`` start runs, in (0, 1].
         guidance: Weight of the guide, at every SNR.
@@ -42,6 +43,17 @@ class Choices:
     travel: tuple[int, int] | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
     spacing: str | None = None
+
+    @property
+    def leave_the_way_open(self) -> bool:
+        """Whether nothing is said of sampler, steps and start, so that the SNR may decide."""
+        asked = (self.sampler, self.steps, self.spacing, self.start, self.start_level)
+        return all(each is None for each in asked)
+
+    def within(self, regime: Regime) -> "Choices":
+        """These, with the steps and the start of `regime`."""
+        level = regime.start_level
+        return replace(self, steps=regime.steps, start=regime.start, start_level=level)
 
 
 def chosen_start(loop: Loop, choices: Choices) -> str:

@@ -119,7 +119,10 @@ def _image_size(manifest: Manifest) -> tuple[int, int] | None:
 def _check_flow(manifest: Manifest) -> None:
     """Follow the named tensors through the program."""
     feeds = _given(manifest)
+    before_loops: dict[str, Port] | None = None
     for step in manifest.program:
+        if isinstance(step, LoopStep) and before_loops is None:
+            before_loops = dict(feeds)
         name = step.loop if isinstance(step, LoopStep) else step
         if name in manifest.descents:
             for port in check_descent(manifest, name, feeds):
@@ -139,6 +142,13 @@ def _check_flow(manifest: Manifest) -> None:
     if image is None or not _matches(image, expected):
         got = f"{manifest.image_output!r} {image or ''}".strip()
         raise _clash("/image_output", got, f"a named tensor {expected}")
+    alone = manifest.codec_output
+    if alone is not None:
+        early = (before_loops or {}).get(alone)
+        if early is None or not _matches(early, expected):
+            got = f"{alone!r} {early or ''}".strip()
+            wanted = f"a tensor {expected} that is there before the first loop"
+            raise _clash("/codec_output", got, wanted)
 
 
 def _given(manifest: Manifest) -> dict[str, Port]:
@@ -322,6 +332,7 @@ def _check_loops(manifest: Manifest) -> None:
             raise _clash("/selftest/steps", f"{manifest.selftest.steps}", f"1 to {limit} timesteps")
         if sampler.start == "received" and loop.start is None:
             raise _clash(f"{pointer}/start", "'received'", "'noise' where the loop's start is null")
+        _check_regimes(manifest, pointer, loop)
         if sampler.guide is not None and sampler.guide not in loop.guides:
             got, known = repr(sampler.guide), sorted(loop.guides)
             raise _clash(f"{pointer}/guide", got, f"one of {known}, or null")
@@ -331,6 +342,23 @@ def _check_loops(manifest: Manifest) -> None:
         if sampler.guidance != largest:
             got, wanted = f"{sampler.guidance}", f"{largest}, the largest of guidance_by_snr"
             raise _clash(f"{pointer}/guidance", got, wanted)
+
+
+def _check_regimes(manifest: Manifest, pointer: str, loop: Loop) -> None:
+    """Hold what is done by SNR, and the noise levels of the bundle's own, to the schedule."""
+    limit = loop.schedule.timesteps
+    for index, regime in enumerate(loop.sampler.regimes):
+        where = f"{pointer}/regimes/{index}"
+        if regime.steps > limit:
+            raise _clash(f"{where}/steps", f"{regime.steps}", f"at most {limit} timesteps")
+        if regime.start == "received" and loop.start is None:
+            raise _clash(f"{where}/start", "'received'", "'noise' where the loop's start is null")
+        if regime.steps == 0 and manifest.codec_output is None:
+            raise _clash(f"{where}/steps", "0", "1 or more where codec_output is null")
+    for index, levels in enumerate(loop.sampler.levels):
+        if levels[-1] >= limit:
+            got = f"{levels[-1]}"
+            raise _clash(f"{pointer}/levels/{index}", got, f"noise levels below {limit}")
 
 
 def _check_descents(manifest: Manifest) -> None:

@@ -19,6 +19,7 @@ from jscc.runtime.descent import LEARNING_RATE, DescentPlan, plan_descent
 from jscc.runtime.errors import SymbolsError, UsageError
 from jscc.runtime.loop import LoopPlan, plan_loop
 from jscc.runtime.manifest import Manifest
+from jscc.runtime.manifest_loops import Regime
 from jscc.runtime.ports import Array, describe
 from jscc.runtime.preprocess import Geometry, Size, geometry_of
 from jscc.runtime.schedule import Schedule
@@ -44,6 +45,21 @@ class Request:
     side: Mapping[str, Array]
     erased: Mask | None
 
+    def only(self, index: int) -> "Request":
+        """The request for one of its images."""
+        part, count = slice(index, index + 1), len(self.csis)
+        return replace(
+            self,
+            symbols=self.symbols[part],
+            csis=self.csis[part],
+            frame=self.frame + index,
+            side={
+                name: array[part] if len(array) == count else array
+                for name, array in self.side.items()
+            },
+            erased=None if self.erased is None else self.erased[part],
+        )
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,6 +74,7 @@ class Job:
         side: Side inputs that the caller gave.
         seed: Of the noise.
         frame: Number of the first image.
+        regimes: The regime that each image's SNR falls in, by loop; empty where none decides.
     """
 
     admitted: tuple[Admitted, ...]
@@ -68,6 +85,18 @@ class Job:
     side: Mapping[str, Array]
     seed: int
     frame: int
+    regimes: tuple[Mapping[str, Regime], ...] = ()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the images' SNRs fall in several regimes, so that nothing is planned for all."""
+        return any(each != self.regimes[0] for each in self.regimes[1:])
+
+    @property
+    def alone(self) -> bool:
+        """Whether the codec's image is left as it is."""
+        first = self.regimes[0] if self.regimes else {}
+        return any(regime.steps == 0 for regime in first.values())
 
     def only(self, index: int) -> "Job":
         """The job for one of its images."""
@@ -78,7 +107,12 @@ class Job:
             for name, array in self.side.items()
         }
         return replace(
-            self, admitted=self.admitted[part], plans=plans, side=side, frame=self.frame + index
+            self,
+            admitted=self.admitted[part],
+            plans=plans,
+            side=side,
+            frame=self.frame + index,
+            regimes=self.regimes[part],
         )
 
 
@@ -114,18 +148,21 @@ class Rules:
             self._admit(request, index, shape) for index in range(len(request.symbols))
         )
         self._check_settings(request.choices)
-        plans = self._plan(request.choices, admitted)
         descents = self._plan_descents(request.choices)
-        return Job(
+        job = Job(
             admitted,
             geometry,
             2 * shape[0],
-            plans,
+            {},
             descents,
             request.side,
             request.seed,
             request.frame,
+            self._regimes(request.choices, admitted),
         )
+        if job.mixed or job.alone:
+            return job
+        return replace(job, plans=self._plan(request.choices, job.regimes, admitted))
 
     def _geometry(self, request: Request) -> tuple[Geometry, Shape]:
         """Sizes of the image, and the shape that its symbols have to have."""
@@ -154,7 +191,30 @@ class Rules:
         csi, signal, strict = request.csis[index], self.manifest.signal, self.strict_snr
         return admit(symbols, erased, csi, signal, strict_snr=strict, where=where)
 
-    def _plan(self, choices: Choices, admitted: Sequence[Admitted]) -> dict[str, LoopPlan]:
+    def _regimes(
+        self, choices: Choices, admitted: Sequence[Admitted]
+    ) -> tuple[Mapping[str, Regime], ...]:
+        """What each image's SNR decides, where the caller leaves it open."""
+        loops = self.manifest.loops
+        if not choices.leave_the_way_open or not any(
+            each.sampler.regimes for each in loops.values()
+        ):
+            return ()
+        return tuple(
+            {
+                name: regime
+                for name, loop in loops.items()
+                if (regime := loop.sampler.regime_at(image.equalised_snr_db)) is not None
+            }
+            for image in admitted
+        )
+
+    def _plan(
+        self,
+        choices: Choices,
+        regimes: Sequence[Mapping[str, Regime]],
+        admitted: Sequence[Admitted],
+    ) -> dict[str, LoopPlan]:
         loops, descends = self.manifest.loops, bool(self.manifest.descents)
         steps, settings = choices.steps, choices.settings
         allowed = Choices(steps=steps, settings=settings) if descends else Choices()
@@ -171,7 +231,7 @@ class Rules:
             name: plan_loop(
                 loop,
                 self.schedules[name],
-                choices,
+                choices.within(regimes[0][name]) if regimes and name in regimes[0] else choices,
                 snrs_db,
                 number,
                 directed=any(port.name == "direction" for port in stages[name].outputs),

@@ -30,6 +30,7 @@ from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest_loops import Loop
 from jscc.runtime.noise import NoiseSource
 from jscc.runtime.schedule import Schedule
+from jscc.runtime.spacing import OWN
 from jscc.runtime.table import Row, Table, table_for
 
 Floats = npt.NDArray[np.float32]
@@ -108,7 +109,8 @@ class LoopPlan:
         guide_every: Of so many steps one is guided.
         travel: Length of a stretch in steps and how often each is run.
         settings: Knobs by the name of the port that they are fed to.
-        spacing: Of the noise levels; None for the sampler's own.
+        spacing: Of the noise levels; `jscc.runtime.spacing.OWN` for those that the bundle brings,
+            None for the sampler's own.
         first_draw: Number of the start's noise, see `NoiseSource`.
         paths: One per image.
     """
@@ -157,12 +159,14 @@ def plan_loop(
     start = chosen_start(loop, choices)
     share = choices.start_level if choices.start_level is not None else default.start_level
     travel = chosen_travel(loop, choices)
-    paths = []
+    paths, own = [], False
     for snr_db in snrs_db:
         level = schedule.last
         if start == "received":
             level = _level(schedule, share, steps, snr_db)
-        table = table_for(schedule, sampler, steps, level, travel, choices.spacing)
+        levels = _own_levels(loop, choices, steps, level)
+        own |= levels is not None
+        table = table_for(schedule, sampler, steps, level, travel, choices.spacing, levels)
         paths.append(_path(schedule, table, start))
     if not directed and any(row.d for path in paths for row in path.table.rows):
         raise UsageError(
@@ -184,12 +188,35 @@ def plan_loop(
         guide_every=chosen_guide_every(loop, choices),
         travel=travel,
         settings=chosen_settings(loop, choices),
-        spacing=choices.spacing,
+        spacing=OWN if own else choices.spacing,
         first_draw=number << 32,
         paths=tuple(
             replace(path, guidance=weight) for path, weight in zip(paths, weights, strict=True)
         ),
     )
+
+
+def _own_levels(
+    loop: Loop, choices: Choices, steps: int, last_level: int
+) -> tuple[int, ...] | None:
+    """The bundle's own noise levels for such a loop; None where it has none or others are asked.
+
+    Raises:
+        UsageError: ``E_SPACING``, the caller asks for them and there are none.
+    """
+    fitting = [
+        levels
+        for levels in loop.sampler.levels
+        if len(levels) == steps and levels[-1] == last_level
+    ]
+    if choices.spacing == OWN and not fitting:
+        known = ", ".join(f"{len(each)} from {each[-1]}" for each in loop.sampler.levels)
+        raise UsageError(
+            "E_SPACING",
+            f"spacing: got {OWN!r} with {steps} steps from level {last_level}, expected steps that "
+            f"the bundle has levels for ({known or 'none'}). Ask for another spacing.",
+        )
+    return fitting[0] if fitting and choices.spacing in (None, OWN) else None
 
 
 def run_loop(

@@ -1,6 +1,6 @@
 """Manifest: what a bundle's ``manifest.json`` says, read strictly.
 
-The dataclasses below are formats 1 and 2; fields made by `added` say since when. Units stand in the
+The dataclasses below are formats 1 to 3; fields made by `added` say since when. Units stand in the
 names (``_db``); shapes are symbolic as in `jscc.runtime.ports`. The runtime never branches on
 `Manifest.system`.
 """
@@ -17,7 +17,7 @@ from jscc.runtime.manifest_loops import Descent, Loop, LoopStep
 from jscc.runtime.ports import DTYPES
 from jscc.runtime.trust import strict_json
 
-FORMAT = 2  # the newest that is read; a bundle says the least that can express it
+FORMAT = 3  # the newest that is read; a bundle says the least that can express it
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # its hash, as sha256sum writes it
 MANIFEST_LIMIT = 1_000_000  # bytes
@@ -211,6 +211,7 @@ class Manifest:
         parity: Measured difference to torch, by stage and output port.
         quality: Quality card; any JSON.
         descents: Descents by the name that the program gives them, as in a loop's step.
+        codec_output: Named tensor that is the received image where a loop's regime wants no steps.
     """
 
     system: Text
@@ -232,6 +233,7 @@ class Manifest:
     quality: Mapping[str, object] | None = None
     files: Mapping[FileName, FileEntry] = field(default_factory=dict)
     descents: Mapping[Name, Descent] = added(2, {})
+    codec_output: Name | None = added(3, None)
     format: int = 1
 
     def stages_of(self, step: "str | LoopStep") -> tuple[str, ...]:

@@ -52,6 +52,23 @@ class ScheduleSpec:
 
 
 @dataclass(frozen=True)
+class Regime:
+    """How images are received from one SNR up.
+
+    Attributes:
+        snr_db: SNR after equalisation, in dB; the lowest regime serves what lies below it too.
+        steps: Of the sampler; 0 where the codec's image is left as it is.
+        start: From noise, or from the received image's own latent.
+        start_level: Share of the schedule that is run, in (0, 1]; None follows the SNR.
+    """
+
+    snr_db: Annotated[float, within(-SNR_LIMIT_DB, SNR_LIMIT_DB)]
+    steps: Annotated[int, within(0, 10_000)]
+    start: Literal["noise", "received"]
+    start_level: Annotated[float, Check(lambda level: 0 < level <= 1, "0 < level <= 1")] | None
+
+
+@dataclass(frozen=True)
 class SamplerSpec:
     """The default way through the schedule.
 
@@ -66,6 +83,10 @@ class SamplerSpec:
         travel: Of so many steps (first) each stretch is run so often (second); (1, 1): once.
         guidance_by_snr: Pairs of an SNR in dB and the weight of the guide there; linear in between,
             beyond the ends as at the nearer end. Empty where one weight serves every SNR.
+        regimes: Number of steps and start by SNR, ascending, which a caller who asks for neither
+            gets instead of the above. Empty where one serves every SNR.
+        levels: Noise levels that were found to serve this bundle best, ascending: a list serves a
+            loop of so many steps that begins at its last level.
     """
 
     name: Name
@@ -80,6 +101,28 @@ class SamplerSpec:
         Check(lambda travel: all(1 <= each <= 1000 for each in travel), "two numbers, 1 to 1000"),
     ] = added(2, (1, 1))
     guidance_by_snr: Curve = added(2, ())
+    regimes: Annotated[
+        tuple[Regime, ...],
+        Check(
+            lambda regimes: (
+                len(regimes) <= CURVE_LIMIT
+                and all(low.snr_db < high.snr_db for low, high in pairwise(regimes))
+            ),
+            f"at most {CURVE_LIMIT} regimes, SNRs ascending",
+        ),
+    ] = added(3, ())
+    levels: Annotated[
+        tuple[tuple[Annotated[int, within(0, 9_999)], ...], ...],
+        Check(
+            lambda lists: all(each and list(each) == sorted(set(each)) for each in lists),
+            "lists of noise levels, ascending",
+        ),
+    ] = added(3, ())
+
+    def regime_at(self, snr_db: float) -> Regime | None:
+        """The regime of this SNR, if there are any."""
+        below = [regime for regime in self.regimes if regime.snr_db <= snr_db]
+        return below[-1] if below else next(iter(self.regimes), None)
 
 
 @dataclass(frozen=True)

@@ -111,10 +111,14 @@ class Program:
         """What each stage runs on."""
         return {name: stage.session.provider for name, stage in self.stages.items()}
 
-    def execute(self, given: Mapping[str, Array], run: Run, trace: Trace) -> dict[str, Array]:
-        """Run all steps and return every named tensor."""
+    def execute(
+        self, given: Mapping[str, Array], run: Run, trace: Trace, until: str | None = None
+    ) -> dict[str, Array]:
+        """Run all steps, or those up to the tensor `until`, and return every named tensor."""
         tensors: dict[str, Array] = {**self.constants, **given}
         for step in self.steps:
+            if until in tensors:
+                break
             name = step.loop if isinstance(step, LoopStep) else step
             if name in self.descents:
                 tensors.update(self._descend(name, tensors, run, trace))

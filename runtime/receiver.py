@@ -228,6 +228,8 @@ class Receiver:
             symbols, csis, seed, frame, choices, size, {} if side is None else side, erased
         )
         job = self._rules.check(request)
+        if job.mixed:
+            return self._one_by_one(request)
         try:
             return self._run(job, begun, ())
         except UnavailableError as error:
@@ -237,6 +239,15 @@ class Receiver:
         count = len(job.admitted)
         notes = ("ran out of memory: engine built anew" + ", images one by one" * (count > 1),)
         results = [self._run(job.only(index), begun, notes) for index in range(count)]
+        images = np.concatenate([pixels for pixels, _ in results])
+        return images, tuple(record for _, records in results for record in records)
+
+    def _one_by_one(self, request: Request) -> tuple[Pixels, tuple[Record, ...]]:
+        """Receive images whose SNRs ask for different ways."""
+        results = []
+        for index in range(len(request.csis)):
+            begun = time.perf_counter()
+            results.append(self._run(self._rules.check(request.only(index)), begun, ()))
         images = np.concatenate([pixels for pixels, _ in results])
         return images, tuple(record for _, records in results for record in records)
 
@@ -277,8 +288,9 @@ class Receiver:
             supply=self._caption,
         )
         trace = Trace()
-        tensors = self._program.execute(given, run, trace)
-        outputs = tensors[manifest.image_output].astype(np.float32, copy=False)
+        wanted = manifest.codec_output if job.alone else None
+        tensors = self._program.execute(given, run, trace, wanted)
+        outputs = tensors[wanted or manifest.image_output].astype(np.float32, copy=False)
         images = np.stack([self._finish(image, i, job) for i, image in enumerate(outputs)])
         trace.add("total", begun)
         records = [self._record(job, index, trace, notes) for index in range(len(admitted))]
@@ -361,6 +373,7 @@ class Receiver:
             times_ms=dict(trace.times_ms),
             descents=descents,
             rate=job.planes if manifest.signal.rates else None,
+            regime=next(iter(job.regimes[index].values())).snr_db if job.regimes else None,
         )
 
     def receive_known(self, bundle: Bundle) -> Pixels:

@@ -84,6 +84,8 @@ class Record:
         times_ms: Wall time by stage, ``total`` for everything.
         descents: What each descent did, by name.
         rate: Planes that the transmitter chose to send; None where it has no choice.
+        regime: SNR in dB from which the bundle's own regime holds that decided steps and start;
+            None where the caller or the sampler's defaults did.
     """
 
     bundle: str
@@ -108,6 +110,7 @@ class Record:
     times_ms: Mapping[str, float]
     descents: Mapping[str, DescentRecord] = field(default_factory=dict)
     rate: int | None = None
+    regime: float | None = None
 
     @property
     def steps(self) -> int:

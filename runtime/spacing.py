@@ -1,5 +1,6 @@
 """Spacing: at which of the noise levels that a network knows a sampler asks it."""
 
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -66,21 +67,42 @@ def karras(schedule: Schedule, steps: int, last_level: int) -> tuple[int, ...]:
     return tuple(levels)
 
 
+OWN = "bundle"  # the levels that a bundle brings, where it has some that fit
+
 SPACINGS: Mapping[str, Spacing] = {"linspace": linspace, "trailing": trailing, "karras": karras}
 
 
 def spacing_named(name: str) -> Spacing:
-    """The spacing of that name.
+    """The spacing of that name, or the levels that `name` lists, such as ``999,500,0``.
 
     Raises:
         UsageError: ``E_SPACING``, there is none.
     """
+    if re.fullmatch(r"\d{1,4}(,\d{1,4})*", name):
+        return _listed(tuple(sorted(int(level) for level in name.split(","))))
     if name not in SPACINGS:
         raise UsageError(
             "E_SPACING",
-            f"spacing: got {name!r}, expected one of {', '.join(SPACINGS)}. Pick one.",
+            f"spacing: got {name!r}, expected one of {', '.join(SPACINGS)}, or noise levels by "
+            "commas. Pick one.",
         )
     return SPACINGS[name]
+
+
+def _listed(levels: tuple[int, ...]) -> Spacing:
+    """These levels and no others."""
+
+    def spacing(schedule: Schedule, steps: int, last_level: int) -> tuple[int, ...]:
+        check_steps(schedule, steps, last_level)
+        if len(set(levels)) != steps or len(levels) != steps or levels[-1] > last_level:
+            raise UsageError(
+                "E_SPACING",
+                f"spacing: got levels {levels}, expected {steps} different ones from 0 to "
+                f"{last_level}, one for each step. Correct them or the number of steps.",
+            )
+        return levels
+
+    return spacing
 
 
 def check_steps(schedule: Schedule, steps: int, last_level: int) -> None:

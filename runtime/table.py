@@ -148,6 +148,7 @@ def table_for(
     last_level: int,
     travel: tuple[int, int] = (1, 1),
     spacing: str | None = None,
+    levels: tuple[int, ...] | None = None,
 ) -> Table:
     """The table that runs `sampler` in `steps` steps from `last_level` down to clean.
 
@@ -158,6 +159,7 @@ def table_for(
         last_level: The noisiest level that it may ask the network at.
         travel: Length and repetitions of `Table.travelled`.
         spacing: One of `jscc.runtime.spacing.SPACINGS`; None for the sampler's own.
+        levels: The noise levels themselves, `steps` of them, ascending, instead of a spacing.
 
     Raises:
         UsageError: ``E_SAMPLER`` or ``E_SPACING``, there is none of that name; ``E_STEPS``, see
@@ -169,7 +171,9 @@ def table_for(
             f"sampler: got {sampler!r}, expected one of {', '.join(names())}. Pick one.",
         )
     module = importlib.import_module(f"{samplers.__name__}.{sampler}")
-    table = module.rows(schedule, _spacing(module, spacing)(schedule, steps, last_level))
+    if levels is None:
+        levels = _spacing(module, spacing)(schedule, steps, last_level)
+    table = module.rows(schedule, levels)
     if not isinstance(table, Table):
         raise TypeError(f"{sampler}.rows: got {type(table).__name__}, expected Table.")
     return _levelled(table, schedule).travelled(*travel)

@@ -21,6 +21,7 @@ COMMANDS = {
     "simulate": ("jscc.runtime.commands.simulate", "send, channel and receive in one go"),
     "doctor": ("jscc.runtime.commands.doctor", "show what this machine can run"),
     "calibrate": ("jscc.calibration.cli", "lower the precision of a bundle (int8, fp16)"),
+    "tune": ("jscc.calibration.tune_cli", "fit a bundle's steps to the channel"),
     "bench": ("jscc.benchmarks.cli", "measure a bundle on this machine"),
     "export": ("jscc.export.cli", "turn a trained checkpoint into a bundle (needs torch)"),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, display, make_parser
 from jscc.runtime.manifest import Manifest, serialise_manifest
-from jscc.runtime.manifest_loops import Descent, Loop
+from jscc.runtime.manifest_loops import Descent, Loop, Regime
 from jscc.runtime.sides import side_outputs
 from jscc.runtime.terminal import pairs, say, say_json, table
 
@@ -151,14 +151,25 @@ def _loop(loop: Loop) -> dict[str, str]:
     if sampler.travel[1] > 1:
         ways += f", each {sampler.travel[0]} run {sampler.travel[1]} times"
     knobs = ", ".join(f"{name}={value:g}" for name, value in sorted(loop.settings.items()))
+    regimes = "; ".join(map(_regime, sampler.regimes))
+    levels = "; ".join(" ".join(map(str, reversed(each))) for each in sampler.levels)
     return {
         "sampler": ways,
+        **({"by SNR": regimes} if regimes else {}),
+        **({"own noise levels": levels} if levels else {}),
         "start": start,
         "guidance": _guidance(loop),
         **({"settings": knobs} if knobs else {}),
         "schedule": f"{schedule.kind}, {schedule.timesteps} timesteps, betas {schedule.first:g} to "
         f"{schedule.last:g}",
     }
+
+
+def _regime(regime: Regime) -> str:
+    if regime.steps == 0:
+        return f"from {regime.snr_db:g} dB the codec alone"
+    level = "" if regime.start_level is None else f" at level {regime.start_level:g}"
+    return f"from {regime.snr_db:g} dB {regime.steps} steps from {regime.start}{level}"
 
 
 def _guidance(loop: Loop) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jscc.runtime.spacing import SPACINGS
+from jscc.runtime.spacing import OWN, SPACINGS
 from jscc.runtime.terminal import Parser
 
 MAX_SEED = 2**63 - 1
@@ -134,7 +134,8 @@ def add_sampling(parser: Parser) -> None:
     parser.add_argument(
         "--spacing",
         metavar="NAME",
-        help=f"of the noise levels: {', '.join(SPACINGS)} (default: the sampler's)",
+        help=f"of the noise levels: {', '.join((*SPACINGS, OWN))}, or the levels by commas "
+        "(default: the bundle's own where it has fitting ones, else the sampler's)",
     )
     parser.add_argument(
         "--start",

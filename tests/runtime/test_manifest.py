@@ -141,7 +141,7 @@ def test_nothing_unreadable_is_written(shared_bundles):
 
 
 def test_a_newer_format_is_refused_before_its_contents(trees):
-    with pytest.raises(BundleError, match="bundle is format 4, this runtime reads ≤ 2: update"):
+    with pytest.raises(BundleError, match="bundle is format 5, this runtime reads ≤ 3: update"):
         parse_manifest(json.dumps({"format": FORMAT + 2, "new": []}).encode())
 
 

@@ -323,6 +323,6 @@ def test_outputs_too_large_to_allocate_are_out_of_memory():
 def test_threads_default_to_the_cores_of_the_process():
     script = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from jscc.runtime.backends.onnxruntime import _cores; assert _cores() == 1"
+        "from jscc.runtime.backends.onnxruntime import usable_cores; assert usable_cores() == 1"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env=dict(os.environ))
