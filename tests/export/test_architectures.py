@@ -12,11 +12,13 @@ from jscc.export.checkpoint import read_config
 from jscc.export.gather import Request, gather
 from jscc.export.models.adm import Adm
 from jscc.export.models.af import Af
+from jscc.export.models.autoencoder import Autoencoder
 from jscc.export.models.bourtsoulatze import Bourtsoulatze
 from jscc.export.models.ddim_unet import DdimUnet
 from jscc.export.models.pdjscc import Pdjscc
 from jscc.export.models.stylegan2 import Generator
 from jscc.export.models.swinjscc import Decoder, Encoder, Layout
+from jscc.export.models.unet import Control, Unet
 from jscc.export.priors import OWN
 from jscc.export.roles import architecture_names, config_path
 from jscc.export.system import Options, find
@@ -31,6 +33,18 @@ def swinjscc(params: dict[str, Any]) -> nn.Module:
     return torch.nn.ModuleList([Encoder(layout), Decoder(layout)])
 
 
+def control_ldm(config: dict[str, Any]) -> nn.Module:
+    """Denoiser, control module and autoencoder of DiffJSCC."""
+    parts = config["params"]
+    return torch.nn.ModuleList(
+        [
+            Unet.from_config(parts["unet_config"]["params"]),
+            Control.from_config(parts["control_stage_config"]["params"]),
+            Autoencoder.from_config(parts["first_stage_config"]["params"]),
+        ]
+    )
+
+
 FAMILIES = {
     "adm": Adm.from_config,
     "ddim": DdimUnet.from_config,
@@ -39,9 +53,11 @@ FAMILIES = {
     "bourtsoulatze": Bourtsoulatze.from_config,
     "stylegan2": Generator.from_config,
     "swinjscc": swinjscc,
+    "model.cldm.ControlLDM": control_ldm,
 }
 # What the checkpoints hold, counted there.
 PARAMETERS = {
+    "diffjscc_c16": 865_910_724 + 365_203_840 + 83_653_863,
     "ffhq_10m": 93_563_910,
     "celeba_hq": 113_673_219,
     "iddpm_ffhq512": 159_788_454,
@@ -65,7 +81,7 @@ def test_the_network_has_the_published_size(name: str) -> None:
     config = read_config(config_path(f"architecture:{name}"))
     params = {key: value for key, value in config.items() if key not in OWN}
     with torch.device("meta"):
-        network = FAMILIES[config["family"]](params)
+        network = FAMILIES[config.get("family", config.get("target"))](params)
     count = sum(each.numel() for each in network.parameters())
     assert count == (PARAMETERS[name] or count)
 
