@@ -21,6 +21,8 @@ from jscc.export.roles import architecture_names
 from jscc.export.system import Options, find, names
 from jscc.runtime.errors import JsccError, UsageError
 
+VAES = ("full", "tiny")
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -82,7 +84,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--licence", default="unknown", help="licence of the weights, recorded")
     parser.add_argument("--text", choices=("none", "fixed", "side"), default="none")
     parser.add_argument("--prompt", default="", help="the text of --text fixed")
-    parser.add_argument("--vae", choices=("full",), default="full")
+    parser.add_argument(
+        "--vae",
+        choices=VAES,
+        default=VAES[0],
+        help="autoencoder: the checkpoint's own, or a tiny one, which --tiny brings",
+    )
+    parser.add_argument(
+        "--tiny",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="weights of --vae tiny, in the format of TAESD, TAEF2 or diffusers' AutoencoderTiny; "
+        "repeat it for encoder and decoder",
+    )
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     parser.add_argument("--size", default="dynamic", metavar="HxW|dynamic")
     parser.add_argument(
@@ -127,6 +142,7 @@ def _run(arguments: argparse.Namespace) -> Bundle:
             revision=arguments.revision,
             licence=arguments.licence,
             random_seed=arguments.random_weights,
+            tiny=_tiny(arguments),
         ),
     )
     order = Order(
@@ -165,6 +181,20 @@ def _run(arguments: argparse.Namespace) -> Bundle:
             bar.update(task, description=stage, completed=done, total=total)
 
         return export(system, source, order, progress)
+
+
+def _tiny(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The files of the tiny autoencoder that is asked for."""
+    files = tuple(arguments.tiny)
+    random = arguments.random_weights is not None
+    if bool(files) != (arguments.vae == "tiny" and not random):
+        got = f"--tiny {files[0]}" if files else "no --tiny"
+        raise UsageError(
+            "E_VAE",
+            f"--vae {arguments.vae}: got {got}{' and random weights' * random}, expected --vae "
+            "tiny and the files of both halves of a tiny autoencoder. Give them together.",
+        )
+    return files
 
 
 def parse_size(text: str) -> tuple[int, int] | None:

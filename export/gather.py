@@ -17,6 +17,7 @@ from jscc.export.checkpoint import (
 )
 from jscc.export.hub import locate
 from jscc.export.load import rename
+from jscc.export.models.tiny_autoencoder import tiny_names, tiny_shape
 from jscc.export.recognise import Recognised, family_names, find_family, must_match, recognise
 from jscc.export.roles import REFERENCE, by_role, config_path, reference_folder
 from jscc.export.source import CheckpointSource, NetworkFiles, RandomSource
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 REFERENCE_LICENCE = "Apache-2.0"
 CONTROL_PREFIX = "control_model."
 CODEC = "codec"
+TINY = "tiny"
 MAX_LISTED = 10
 
 
@@ -50,6 +52,7 @@ class Request:
         revision: Of the hub ids.
         licence: Of the weights that are not this project's, recorded as given.
         random_seed: Draw the weights that the configurations ask for instead of loading any.
+        tiny: Files of a tiny autoencoder, one for each half or both in one.
     """
 
     checkpoints: tuple[str, ...] = ()
@@ -58,6 +61,7 @@ class Request:
     revision: str | None = None
     licence: str = "unknown"
     random_seed: int | None = None
+    tiny: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,14 +114,27 @@ def gather(system: System, request: Request) -> tuple[WeightSource, Mapping[str,
             for role, network in networks.items()
         ]
     )
+    files = {role: network.files for role, network in networks.items()}
+    if request.tiny:
+        halves, files[TINY] = _tiny(request)
+        tensors = merge([tensors, halves])
     source = CheckpointSource(
-        {role: network.files for role, network in networks.items()},
+        files,
         tensors,
         _by_role({role: network.config for role, network in networks.items()}),
         next(iter(networks.values())).folder,
     )
     defaults = {key: value for each in networks.values() for key, value in each.receiver.items()}
     return source, defaults
+
+
+def _tiny(request: Request) -> tuple[Mapping[str, torch.Tensor], NetworkFiles]:
+    """Both halves of a tiny autoencoder, below ``tiny.``, and the files they lie in."""
+    files = tuple(read_checkpoint(locate(name, revision=request.revision)) for name in request.tiny)
+    parts = [rename(each.tensors, tiny_names(each.tensors, each.path.name)) for each in files]
+    halves = merge(parts)
+    tiny_shape(_shapes(halves), " + ".join(request.tiny))
+    return add_prefix(halves, f"{TINY}."), NetworkFiles(files, request.licence)
 
 
 def _by_role(configs: Mapping[str, Config]) -> Config:

@@ -154,7 +154,7 @@ class CheckpointSource:
 
     def describe(self) -> Source:
         """The manifest's record of this source; of several networks, the hash of their hashes."""
-        each = {role: network.describe() for role, network in self.networks.items()}
+        each = {role or "model": network.describe() for role, network in self.networks.items()}
         if len(each) == 1:
             only = next(iter(each.values()))
             return Source(name=only.name, sha256=only.sha256, licence=only.licence)

@@ -102,7 +102,7 @@ class Options:
         text: ``none`` (empty prompt), ``fixed`` (`prompt`, encoded now) or ``side`` (a context
             given at run time).
         prompt: The prompt of ``fixed``.
-        vae: Which autoencoder renders; ``full`` is the checkpoint's own.
+        vae: Which autoencoder encodes and renders: ``full``, the checkpoint's own, or ``tiny``.
         short_edge: Images whose short edge is below this are enlarged before they are sent, in
             pixels; 0 sends every image as it is.
         sampler: Default sampler stored in the bundle.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from jscc.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+HALVES: Final = ("encoder.", "decoder.")
 LATENT_BOUND: Final = 3.0  # the decoder squashes its input softly to this magnitude
 POOL_GROUPS: Final = 4
 FACTOR: Final = 8  # image pixels per latent, along height and width
@@ -129,8 +130,8 @@ def tiny_decoder(shape: TinyShape) -> nn.Sequential:
     )
 
 
-def tiny_tensors(tensors: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """The tensors of a published file as ``encoder.N.…`` and ``decoder.N.…``.
+def tiny_names(names: Iterable[str], file: str) -> dict[str, str]:
+    """Names in a published file → ``encoder.N.…`` and ``decoder.N.…``.
 
     Three forms are known: one file for each half, the layers counted from 0; both in one, under
     ``encoder.`` and ``decoder.``; and diffusers' ``AutoencoderTiny``.
@@ -138,34 +139,35 @@ def tiny_tensors(tensors: Mapping[str, Any], file: str) -> dict[str, Any]:
     Raises:
         CheckpointError: ``E_CKPT_KEYS``, the names are of no such file.
     """
-    if any(".layers." in name for name in tensors):
-        return {_from_diffusers(name, file): tensor for name, tensor in tensors.items()}
-    if any(name.startswith(("encoder.", "decoder.")) for name in tensors):
-        unknown = [name for name in tensors if not name.startswith(("encoder.", "decoder."))]
+    names = tuple(names)
+    if any(".layers." in name for name in names):
+        return {name: _from_diffusers(name, file) for name in names}
+    if any(name.startswith(HALVES) for name in names):
+        unknown = [name for name in names if not name.startswith(HALVES)]
         if unknown:
             raise _unknown(unknown[0], file)
-        return dict(tensors)
+        return {name: name for name in names}
     for half, last in (("encoder", _LAST_ENCODER), ("decoder", _LAST_DECODER)):
-        if f"{last}.weight" in tensors:
-            return {f"{half}.{name}": tensor for name, tensor in tensors.items()}
-    raise _unknown(next(iter(tensors), "nothing"), file)
+        if f"{last}.weight" in names:
+            return {name: f"{half}.{name}" for name in names}
+    raise _unknown(next(iter(names), "nothing"), file)
 
 
-def tiny_shape(tensors: Mapping[str, Any], file: str) -> TinyShape:
-    """The shape of the halves in `tensors`, named as by `tiny_tensors`.
+def tiny_shape(shapes: Mapping[str, tuple[int, ...]], file: str) -> TinyShape:
+    """What the halves are like whose weights have these shapes, named as by `tiny_names`.
 
     Raises:
         CheckpointError: ``E_CKPT_KEYS``, a half is missing; ``E_CKPT_SHAPE``, they do not fit.
     """
     ends = (f"encoder.{_LAST_ENCODER}.weight", f"decoder.{_FIRST_DECODER}.weight")
     for name in ends:
-        if name not in tensors:
+        if name not in shapes:
             raise CheckpointError(
                 "E_CKPT_KEYS",
                 f"{file}: got no {name!r}, expected both halves of a tiny autoencoder. "
                 "Give the file of the other half too.",
             )
-    made, read = (tuple(tensors[name].shape) for name in ends)
+    made, read = (shapes[name] for name in ends)
     latent, width = made[0], made[1]
     if read[:2] != (width, latent):
         raise CheckpointError(
@@ -173,7 +175,7 @@ def tiny_shape(tensors: Mapping[str, Any], file: str) -> TinyShape:
             f"{file}: got an encoder of {latent} latent planes and width {width} and a decoder of "
             f"{read[1]} and {read[0]}, expected two halves of one network. Give those.",
         )
-    return TinyShape(latent, width, any(".pool." in name for name in tensors))
+    return TinyShape(latent, width, any(".pool." in name for name in shapes))
 
 
 def _from_diffusers(name: str, file: str) -> str:

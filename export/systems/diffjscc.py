@@ -28,6 +28,13 @@ from jscc.export.checkpoint import section
 from jscc.export.codecs import codec_of
 from jscc.export.models.autoencoder import Autoencoder
 from jscc.export.models.text import TextTower
+from jscc.export.models.tiny_autoencoder import (
+    FACTOR,
+    TinyShape,
+    tiny_decoder,
+    tiny_encoder,
+    tiny_shape,
+)
 from jscc.export.models.unet import Control, Unet
 from jscc.export.source import configured
 from jscc.export.system import Options, Plan, StageSpec, System
@@ -67,6 +74,18 @@ class Condition(nn.Module):
             moments = encoder.moments(image)  # type: ignore[operator]
             modes.append(self.scale * moments.chunk(2, dim=1)[0])
         return tuple(modes)
+
+
+class TinyCondition(nn.Module):
+    """Reconstruction in [0,1] to the scaled latent of a tiny encoder."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, reconstruction: Tensor) -> Tensor:
+        latent: Tensor = self.encoder(reconstruction)
+        return latent
 
 
 class Denoise(nn.Module):
@@ -119,21 +138,33 @@ class Prompt(nn.Module):
         return torch.cat(kv, dim=-1)
 
 
-class Render(nn.Module):
-    """Latent to image in [0,1], its low frequencies taken from the reconstruction."""
-
-    blur: Tensor
+class Decode(nn.Module):
+    """Scaled latent to image in [0,1] by the decoder of a first stage."""
 
     def __init__(self, autoencoder: Autoencoder, scale: float) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.reciprocal = 1 / scale
+
+    def forward(self, latent: Tensor) -> Tensor:
+        image: Tensor = (self.autoencoder.decode(latent * self.reciprocal).float() + 1) / 2
+        return image
+
+
+class Render(nn.Module):
+    """Latent to image in [0,1], its low frequencies taken from the reconstruction."""
+
+    blur: Tensor
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
         row = torch.tensor([1.0, 2.0, 1.0])
         kernel = torch.outer(row, row) / 16
         self.register_buffer("blur", kernel.expand(3, 1, 3, 3).clone())
 
     def forward(self, latent: Tensor, reconstruction: Tensor) -> Tensor:
-        decoded = (self.autoencoder.decode(latent * self.reciprocal).float() + 1) / 2
+        decoded: Tensor = self.decoder(latent)
         return decoded - self.low(decoded) + self.low(reconstruction)
 
     def low(self, image: Tensor) -> Tensor:
@@ -160,8 +191,9 @@ def plan(source: WeightSource, options: Options) -> Plan:
         )
     codec = codec_of(source, section(params, "preprocess_config"), "preprocess_model.")
     geometry = _Geometry(params)
-    guide = "hint" if _same_encoders(source) else "target"
-    stages = [codec.encode, codec.decode, _condition(source, params, geometry, guide)]
+    tiny = _tiny(source, geometry) if options.vae == "tiny" else None
+    guide = "hint" if tiny is not None or _same_encoders(source) else "target"
+    stages = [codec.encode, codec.decode, _condition(source, params, geometry, guide, tiny)]
     program: list[str | LoopStep] = ["decode", "condition", LoopStep("denoise"), "render"]
     tensors = {}
     if options.text == "side":
@@ -170,10 +202,13 @@ def plan(source: WeightSource, options: Options) -> Plan:
     else:
         tensors["context_kv"] = lambda: _constant_context(source, params, options)
     tokens = _tokens(params, options)
-    stages += [_denoise(source, params, geometry, tokens), _render(source, params, geometry)]
+    stages += [
+        _denoise(source, params, geometry, tokens),
+        _render(source, params, geometry, tiny),
+    ]
     multiple = math.lcm(codec.multiple, geometry.factor * geometry.unet_stride)
     return Plan(
-        variant="DiffJSCC",
+        variant="DiffJSCC" if tiny is None else "DiffJSCC, tiny autoencoder",
         stages=tuple(stages),
         signal=codec.signal,
         image=ImageContract(
@@ -271,15 +306,40 @@ def _networks(source: WeightSource, params: Config) -> tuple[Control, Unet]:
     )
 
 
-def _condition(source: WeightSource, params: Config, geometry: _Geometry, guide: str) -> StageSpec:
+def _tiny(source: WeightSource, geometry: _Geometry) -> TinyShape:
+    """What the tiny autoencoder is like; of random weights, as TAESD.
+
+    Raises:
+        CheckpointError: ``E_CKPT_SHAPE``, its latents are not those of the diffusion model.
+    """
+    latent = int(geometry.latent[1])
+    shapes = source.shapes("tiny.")
+    shape = tiny_shape(shapes, "--tiny") if shapes else TinyShape(latent)
+    if shape.latent != latent or geometry.factor != FACTOR:
+        raise CheckpointError(
+            "E_CKPT_SHAPE",
+            f"--tiny: got an autoencoder of {shape.latent} latent planes, {FACTOR} pixels each, "
+            f"expected {latent} planes of {geometry.factor}, as the diffusion model has them. "
+            "Take the tiny autoencoder of that model.",
+        )
+    return shape
+
+
+def _condition(
+    source: WeightSource, params: Config, geometry: _Geometry, guide: str, tiny: TinyShape | None
+) -> StageSpec:
     prefixes = ("cond_encoder.",) if guide == "hint" else ("cond_encoder.", "first_stage_model.")
     names = ("hint",) if guide == "hint" else ("hint", "target")
     scale = float(params["scale_factor"])
+
+    def build() -> nn.Module:
+        if tiny is not None:
+            return TinyCondition(source.load(lambda: tiny_encoder(tiny), "tiny.encoder."))
+        return Condition(tuple(_encoder(source, params, prefix) for prefix in prefixes), scale)
+
     return StageSpec(
         name="condition",
-        build=lambda: Condition(
-            tuple(_encoder(source, params, prefix) for prefix in prefixes), scale
-        ),
+        build=build,
         inputs=(Port("reconstruction", "float32", geometry.image),),
         outputs=tuple(Port(name, "float32", geometry.latent) for name in names),
         tiled=True,
@@ -328,10 +388,17 @@ def _denoise(source: WeightSource, params: Config, geometry: _Geometry, tokens: 
     )
 
 
-def _render(source: WeightSource, params: Config, geometry: _Geometry) -> StageSpec:
+def _render(
+    source: WeightSource, params: Config, geometry: _Geometry, tiny: TinyShape | None
+) -> StageSpec:
+    def build() -> Render:
+        if tiny is not None:
+            return Render(source.load(lambda: tiny_decoder(tiny), "tiny.decoder."))
+        return Render(Decode(_decoder(source, params), float(params["scale_factor"])))
+
     return StageSpec(
         name="render",
-        build=lambda: Render(_decoder(source, params), float(params["scale_factor"])),
+        build=build,
         inputs=(
             Port("latent", "float32", geometry.latent),
             Port("reconstruction", "float32", geometry.image),
