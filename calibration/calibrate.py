@@ -218,13 +218,14 @@ def _checked(source: Bundle, order: Order) -> tuple[str, ...]:
         raise UsageError(
             "E_CALIBRATE", "--budget: got none, expected psnr=, lpips= or agreement=. Give one."
         )
-    there = source.manifest.stages
+    there = source.manifest.receiver_stages
     stages = order.stages if order.stages is not None else convertible(source)
     unknown = [name for name in stages if name not in there]
-    if unknown:
+    if unknown or not stages:
         raise UsageError(
             "E_CALIBRATE",
-            f"--stages: got {unknown[0]!r}, expected some of {', '.join(there)}. Correct it.",
+            f"--stages: got {unknown[0] if unknown else ''!r}, expected some of "
+            f"{', '.join(there)}. Correct it.",
         )
     return stages
 
@@ -266,7 +267,8 @@ class _Work:
             return trials.cost(bundle)
 
         found = search(worst_first, cost_of, order.budget)
-        if found is None:
+        nothing = found is not None and len(found.returned) == len(worst_first)
+        if found is None or (nothing and order.precision == "int8"):
             raise DataError(
                 "E_BUDGET",
                 f"--budget: got a budget that no layer's conversion meets, of {len(worst_first)} "
@@ -290,7 +292,7 @@ class _Work:
         )
 
     def _collect(self, bundle: Bundle, stages: Sequence[str]) -> Collected:
-        return collect(
+        collected = collect(
             bundle,
             stages,
             self._airings,
@@ -299,6 +301,14 @@ class _Work:
             threads=self._order.threads,
             progress=self._progress,
         )
+        for stage in stages:
+            if stage not in collected.evaluations and layers_of(read_graph(bundle, stage)):
+                raise UsageError(
+                    "E_CALIBRATE",
+                    f"--stages: got {stage!r}, which no reception ran, expected stages that run. "
+                    "Leave it out, or receive at other SNRs.",
+                )
+        return collected
 
     def _smooth(self, alpha: float) -> Bundle:
         """The source with its products balanced, still in full precision."""

@@ -103,7 +103,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--snr",
-        type=_snrs,
+        type=numbers_db,
         metavar="DB,…",
         help=f"default: {_POINTS} points of the range that the bundle was trained on",
     )
@@ -244,7 +244,12 @@ def _summary(outcome: Outcome, seconds: float) -> str:
     )
 
 
-def _snrs(text: str) -> tuple[float, ...]:
+def numbers_db(text: str) -> tuple[float, ...]:
+    """Several SNRs by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: One is no number.
+    """
     parts = [part.strip() for part in text.split(",")]
     if not all(map(_is_number, parts)):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers of dB by commas")

@@ -47,8 +47,15 @@ def read_graph(bundle: Bundle, stage: str) -> ir.Model:
 
 
 def parse_graph(graph: bytes, external: Mapping[str, memoryview]) -> ir.Model:
-    """An ONNX file with the weights of the files that it refers to, by location."""
-    model = ir.serde.deserialize_model(onnx.ModelProto.FromString(graph))
+    """An ONNX file with the weights of the files that it refers to, by location.
+
+    Types and shapes that it does not say of its tensors are inferred.
+    """
+    proto = onnx.ModelProto.FromString(graph)
+    said = {info.name for info in (*proto.graph.value_info, *proto.graph.output)}
+    if not said.issuperset(name for node in proto.graph.node for name in node.output if name):
+        proto = onnx.shape_inference.infer_shapes(proto)
+    model = ir.serde.deserialize_model(proto)
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):

@@ -1,8 +1,8 @@
 """Half: a graph in float16 with islands of float32, casts written out.
 
 Islands are what float16 is known to spoil (norms, softmax, sums, powers, the embeddings of time
-step and SNR), whatever came near float16's largest number during calibration, and all that is not plain
-arithmetic. Edges of the graph stay float32, so a bundle's ports do not change.
+step and SNR), whatever came near float16's largest number during calibration, and all that is not
+plain arithmetic. Edges of the graph stay float32, so a bundle's ports do not change.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jscc.calibration.graph import array_of, constant
+from jscc.calibration.layers import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -65,6 +66,7 @@ HALF_OPS = frozenset(
     ]
 )
 _FIRST_ONLY = {"Resize"}  # ops whose other inputs stay float32
+_PERIODIC = ("Sin", "Cos")
 
 
 def overflowing(ranges: Mapping[str, Ranges]) -> dict[str, float]:
@@ -97,7 +99,7 @@ def convert_to_half(
     Returns:
         How many nodes now compute in float16.
     """
-    held = {layer.node for layer in exact}
+    held = {layer.node for layer in exact} | _phases(model)
     halves: dict[ir.Value, ir.Value] = {}  # float32 value → float16 value
     produced: set[ir.Value] = set()  # values that float16 nodes make
     count = 0
@@ -111,6 +113,22 @@ def convert_to_half(
         if value in produced:
             model.graph.outputs[index] = _edge(model, value)
     return count
+
+
+def _phases(model: ir.Model) -> set[ir.Node]:
+    """What makes the arguments of sines, back to the layers: at 999, float16 rounds by up to 0.25.
+
+    Embeddings of time step and SNR are sines of such numbers.
+    """
+    found: set[ir.Node] = set()
+    waiting = [v for node in model.graph if node.op_type in _PERIODIC for v in node.inputs]
+    while waiting:
+        value = waiting.pop()
+        node = None if value is None else value.producer()
+        if node is not None and node not in found and node.op_type not in KINDS:
+            found.add(node)
+            waiting.extend(node.inputs)
+    return found
 
 
 def _is_half(node: ir.Node, overflow: Collection[str]) -> bool:

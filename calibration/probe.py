@@ -116,6 +116,8 @@ def lay_open(model: ir.Model, names: tuple[str, ...]) -> None:
     values = {value.name: value for node in model.graph for value in node.outputs}
     for name in names:
         if name not in there:
-            values[name].type = ir.TensorType(ir.DataType.FLOAT)
-            values[name].shape = None  # the tracer's symbols mean nothing at an edge
-            model.graph.outputs.append(values[name])
+            value = values[name]
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+            if value.shape is not None:  # the tracer's symbols mean nothing at an edge
+                value.shape = ir.Shape([None] * value.shape.rank())
+            model.graph.outputs.append(value)

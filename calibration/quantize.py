@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from jscc.calibration.graph import array_of, constant
-from jscc.calibration.ranges import LEVELS
+from jscc.calibration.ranges import LEVELS, NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -52,7 +52,7 @@ def quantise_weights(weights: npt.NDArray[np.float32], axis: int) -> Weights:
     """The nearest of 255 values, with the largest magnitude of each output feature as the end."""
     others = tuple(a for a in range(weights.ndim) if a != axis)
     peaks = np.abs(weights).max(axis=others)
-    steps = np.where(peaks > 0, peaks / LEVELS, 1.0).astype(np.float32)
+    steps = np.where(peaks >= NOTHING, peaks / LEVELS, 1.0).astype(np.float32)
     shape = [1] * weights.ndim
     shape[axis] = -1
     integers = np.clip(np.round(weights / steps.reshape(shape)), -LEVELS, LEVELS)

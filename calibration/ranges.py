@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 BINS = 2048  # on either side of 0
 LEVELS = 127  # steps on either side of 0 of a symmetric 8-bit integer
+NOTHING = LEVELS * float(np.finfo(np.float32).tiny)  # up to it, a step would be no normal float32
 PERCENTILE = 99.99
 ESTIMATORS = ("minmax", "percentile", "entropy", "mse")
 _CANDIDATES = 160  # clipping points that `mse` and `entropy` try
@@ -84,10 +85,10 @@ class Ranges:
         if not self.samples:
             raise ValueError("no values were seen")
         largest = self.largest
-        if largest == 0.0:
+        if largest < NOTHING:
             return 1.0  # the tensor is 0 throughout, so that any step will do
         clip = _CLIPS[estimator](self, largest)
-        return min(clip, largest) / LEVELS
+        return min(max(clip, NOTHING), largest) / LEVELS
 
     def magnitudes(self) -> tuple[Floats, Floats]:
         """Histogram of the magnitudes: centres of the bins and counts."""
