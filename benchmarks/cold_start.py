@@ -52,8 +52,9 @@ def _open(path: str) -> Any:
 
 def _load(bundle: Any, case: Mapping[str, Any]) -> Any:
     """Load every stage and run the self-test."""
-    engine = import_module("jscc.runtime.backends.onnxruntime")
-    backend = engine.OnnxRuntimeBackend(providers=tuple(case["providers"]), threads=case["threads"])
+    backend = import_module("jscc.runtime.backends.engines").make_backend(
+        case["engine"], providers=tuple(case["providers"]), threads=case["threads"]
+    )
     return import_module("jscc.runtime.receiver").Receiver(bundle, backend=backend)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jscc.benchmarks.latency import describe_bundle
+from jscc.benchmarks.cases import describe_bundle
 from jscc.benchmarks.report import markdown_table, provenance, spread, write_result
 from jscc.benchmarks.step_inputs import SEED, step_inputs
 from jscc.runtime.backends.base import Session

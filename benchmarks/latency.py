@@ -1,60 +1,58 @@
 """Latency: what a user waits for, from symbols in host memory to a uint8 image in host memory.
 
 Scenario SingleStream, as MLPerf names it: one image after another, the next when the last is
-done; end to end and by stage, at the 50th, 90th and 99th percentile (nearest rank). Cold start
-and memory come from a process of their own, see `jscc.benchmarks.cold_start`.
+done; end to end and by stage, at the 50th, 90th and 99th percentile (nearest rank), with the
+energy of an image where the machine can tell. Cold start and memory come from a process of their
+own, see `jscc.benchmarks.cold_start`.
 """
 
+import argparse
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jscc.benchmarks.probe import make_sides, make_symbols
-from jscc.benchmarks.report import markdown_table, provenance
-from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.benchmarks.cases import Case, Json, Setup, describe_bundle, heading, weights_of
+from jscc.benchmarks.energy import make_meter
+from jscc.benchmarks.percentiles import PERCENTILES, figure, summary
+from jscc.benchmarks.report import energy_line, markdown_table, provenance
+from jscc.runtime import terminal
 from jscc.runtime.bundle import Bundle
-from jscc.runtime.csi import Csi
 from jscc.runtime.errors import UnavailableError
-from jscc.runtime.manifest import Manifest
-from jscc.runtime.receiver import Receiver
-
-Json = object
 
 SCENARIO = "single-stream"
-PERCENTILES = (50, 90, 99)
+KIND = "latency"
+OPTIONS: tuple[str, ...] = ("runs",)
 COLD_START_LIMIT_S = 900
+
+_COLUMNS = ("p50", "p90", "p99", "mean", "min", "max")
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is measured.
+class Stream:
+    """What came of receiving one image after another.
 
     Attributes:
-        size: Height and width of the image in pixels.
-        runs: Measured images.
-        warmup: Images before them that do not count.
-        seed: Of the symbols and of the receiver's noise.
-        sampler: None for the bundle's.
-        steps: None for the bundle's.
-        threads: None for all that are available.
-        providers: Where to run.
+        totals: Times end to end, in ms.
+        stages: Times by stage, in ms.
+        energy: Of an image, see `jscc.benchmarks.energy.Meter.per_image`.
+        record: Of the last image.
     """
 
-    size: tuple[int, int]
-    runs: int
-    warmup: int
-    seed: int
-    sampler: str | None
-    steps: int | None
-    threads: int | None
-    providers: tuple[str, ...]
+    totals: list[float]
+    stages: Mapping[str, list[float]]
+    energy: Mapping[str, Json]
+    record: Mapping[str, Json]
+
+
+def run(bundle: Bundle, case: Case, options: argparse.Namespace) -> dict[str, Json]:
+    """``jscc bench BUNDLE``: measure it."""
+    del options
+    return measure(bundle, case)
 
 
 def measure(bundle: Bundle, case: Case) -> dict[str, Json]:
@@ -63,7 +61,7 @@ def measure(bundle: Bundle, case: Case) -> dict[str, Json]:
     Raises:
         UnavailableError: ``E_COLD_START``, the fresh process failed.
     """
-    totals, stages, record = _stream(bundle, case)
+    stream = _stream(bundle, case)
     cold = _cold_start(bundle.path, case)
     return {
         "bundle": describe_bundle(bundle),
@@ -71,15 +69,38 @@ def measure(bundle: Bundle, case: Case) -> dict[str, Json]:
         "cold_start_ms": {
             name.removesuffix("_ms"): value for name, value in cold.items() if name.endswith("_ms")
         },
+        "energy": stream.energy,
         "latency_ms": {
-            "end_to_end": summary(totals),
-            "stages": {name: summary(times) for name, times in stages.items()},
+            "end_to_end": summary(stream.totals),
+            "stages": {name: summary(times) for name, times in stream.stages.items()},
         },
         "memory_mib": _memory(cold, weights_of(bundle.manifest) / 2**20),
-        "record": record,
-        "samples_ms": [round(value, 4) for value in totals],
+        "record": stream.record,
+        "samples_ms": [round(value, 4) for value in stream.totals],
         **provenance(),
     }
+
+
+def report(document: Mapping[str, Any]) -> str:
+    """What is printed of a measurement."""
+    latency = document["latency_ms"]
+    parts = {"end to end": latency["end_to_end"], **latency["stages"]}
+    rows = [("ms", *_COLUMNS)]
+    rows += [(name, *(f"{times[key]:.2f}" for key in _COLUMNS)) for name, times in parts.items()]
+    cold = {name: f"{value:.1f} ms" for name, value in document["cold_start_ms"].items()}
+    memory = {
+        name: "unknown" if value is None else f"{value:.1f} MiB"
+        for name, value in document["memory_mib"].items()
+    }
+    return "\n\n".join(
+        (
+            terminal.pairs(heading(document, f"{document['case']['runs']} runs")),
+            terminal.table(rows, header=True),
+            "Cold start\n" + terminal.pairs(cold),
+            "Memory (resident, highest so far)\n" + terminal.pairs(memory),
+            energy_line(document["energy"]),
+        )
+    )
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -87,34 +108,19 @@ def table(result: Mapping[str, Any]) -> str:
     latency, cold, memory = (result[name] for name in ("latency_ms", "cold_start_ms", "memory_mib"))
     parts = {"end to end": latency["end_to_end"], **latency["stages"]}
     rows = [
-        (name, *(_figure(times[f"p{level}"]) for level in PERCENTILES))
+        (name, *(figure(times[f"p{level}"]) for level in PERCENTILES))
         for name, times in parts.items()
     ]
     blank = [""] * (len(PERCENTILES) - 1)
-    rows += [("cold start to the first image", _figure(cold["total"]), *blank)]
+    rows += [("cold start to the first image", figure(cold["total"]), *blank)]
     if memory["peak"] is not None:
-        rows += [("peak memory, MiB", _figure(memory["peak"]), *blank)]
+        rows += [("peak memory, MiB", figure(memory["peak"]), *blank)]
+    joules = result.get("energy", {}).get("joules_per_image")
+    if joules is not None:
+        rows += [("energy of an image, J", figure(joules), *blank)]
     height, width = result["case"]["size"]
     header = f"{height}×{width}, ms"
     return markdown_table((header, *(f"p{level}" for level in PERCENTILES)), rows)
-
-
-def _figure(value: float) -> str:
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def describe_bundle(bundle: Bundle) -> dict[str, Json]:
-    """What a result says of the bundle that was measured."""
-    manifest = bundle.manifest
-    size = sum(entry.size for entry in manifest.files.values())
-    return {
-        "name": bundle.path.name,
-        "precision": manifest.precision,
-        "sha256": bundle.sha256,
-        "size_mib": round(size / 2**20, 3),
-        "system": manifest.system,
-        "variant": manifest.variant,
-    }
 
 
 def _memory(cold: Mapping[str, float | None], weights_mib: float) -> dict[str, Json]:
@@ -129,58 +135,22 @@ def _memory(cold: Mapping[str, float | None], weights_mib: float) -> dict[str, J
     return {**found, "above_weights": above, "weights": round(weights_mib, 3)}
 
 
-def summary(times_ms: Sequence[float]) -> dict[str, float]:
-    """Percentiles (nearest rank), mean and extremes of times in ms."""
-    values = np.asarray(times_ms)
-    figures = {
-        f"p{level}": float(np.percentile(values, level, method="inverted_cdf"))
-        for level in PERCENTILES
-    }
-    figures |= {"mean": float(values.mean()), "min": float(values.min())}
-    figures |= {"max": float(values.max())}
-    return {name: round(value, 4) for name, value in figures.items()}
-
-
-def weights_of(manifest: Manifest) -> int:
-    """Bytes of the graphs and constants that the receiver's program needs."""
-    graphs = {manifest.stages[name].graph for name in manifest.receiver_stages}
-    needed = graphs | {f"{graph}.data" for graph in graphs}
-    needed |= {entry.file for entry in manifest.tensors.values()}
-    return sum(entry.size for name, entry in manifest.files.items() if name in needed)
-
-
-def _stream(
-    bundle: Bundle, case: Case
-) -> tuple[list[float], Mapping[str, list[float]], Mapping[str, Json]]:
-    """Times end to end and by stage, and the last image's record."""
-    backend = OnnxRuntimeBackend(providers=case.providers, threads=case.threads)
-    receiver = Receiver(bundle, backend=backend)
-    symbols = make_symbols(bundle.manifest, case.size, seed=case.seed)
-    side = make_sides(bundle.manifest, case.size)
-    csi = Csi(bundle.manifest.signal.snr_db_default)
+def _stream(bundle: Bundle, case: Case) -> Stream:
+    """Receive one image after another."""
+    setup = Setup(bundle, case)
+    for number in range(case.warmup):
+        setup.receive(number)
     totals: list[float] = []
     stages: dict[str, list[float]] = {}
-    document: dict[str, Json] = {}
-    for number in range(case.warmup + case.runs):
-        started = time.perf_counter()
-        _, record = receiver.receive(
-            symbols,
-            csi,
-            seed=case.seed,
-            frame=number,
-            sampler=case.sampler,
-            steps=case.steps,
-            size=case.size,
-            side=side,
-        )
-        elapsed = 1000 * (time.perf_counter() - started)
-        document = json.loads(record.to_json())
-        if number >= case.warmup:
-            totals.append(elapsed)
+    with make_meter(gpu=case.on_gpu) as meter:
+        for number in range(case.warmup, case.warmup + case.runs):
+            started = time.perf_counter()
+            record = setup.receive(number)
+            totals.append(1000 * (time.perf_counter() - started))
             for name, value in record.times_ms.items():
                 stages.setdefault(name, []).append(value)
     stages.pop("total", None)
-    return totals, stages, document
+    return Stream(totals, stages, meter.per_image(case.runs), json.loads(record.to_json()))
 
 
 def _cold_start(path: Path, case: Case) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jscc.calibration.air import Received, frame_of, meet_channel
 from jscc.calibration.metrics import Image
-from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.backends.engines import DEFAULT, make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.channel import pass_through
 from jscc.runtime.choices import Choices
@@ -27,6 +27,7 @@ class Link:
         channel: One of `CHANNELS`.
         threads: Of the engine; None for all.
         sides: Names and files of side inputs that the host gives.
+        engine: Of the receiver; what no self-test covers runs in the default one.
     """
 
     def __init__(
@@ -35,13 +36,14 @@ class Link:
         channel: str,
         threads: int | None,
         sides: Sequence[tuple[str, Path]] = (),
+        engine: str = DEFAULT,
     ) -> None:
         self.bundle = Bundle.open(path)
         self._sides = read_sides(self.bundle.manifest, None, sides)
-        backend = OnnxRuntimeBackend(threads=threads)
+        backend = make_backend(threads=threads)
         self._channel = channel
         self._transmitter = Transmitter(self.bundle, backend=backend)
-        self._receiver = Receiver(self.bundle, backend=backend)
+        self._receiver = Receiver(self.bundle, backend=make_backend(engine, threads=threads))
         codec = codec_alone(self.bundle)
         self._codec = None if codec is None else Receiver(codec, backend=backend)
         self._codec_sides = () if codec is None else codec.manifest.side_inputs

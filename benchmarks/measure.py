@@ -15,6 +15,7 @@ from jscc.benchmarks.workers import Work
 from jscc.calibration.air import Received
 from jscc.calibration.images import read_image
 from jscc.calibration.metrics import Image
+from jscc.runtime.backends.engines import DEFAULT
 from jscc.runtime.choices import Choices
 from jscc.runtime.record import Record
 
@@ -40,11 +41,13 @@ class Recipe:
         sweep: What is measured.
         wanted: Which figures.
         threads: Of the engine; None for all.
+        engine: Of the receiver.
     """
 
     sweep: Sweep
     wanted: Wanted
     threads: int | None
+    engine: str = DEFAULT
 
     def open(self) -> Work:
         """Load the metrics; bundles are loaded when their first job comes."""
@@ -96,8 +99,8 @@ class _Bench:
             self._link = None  # two large bundles may not fit side by side
             sweep = self._recipe.sweep
             variant = sweep.variants[bundle]
-            threads = self._recipe.threads
-            self._link = bundle, Link(variant.path, sweep.channel, threads, variant.sides)
+            threads, engine = self._recipe.threads, self._recipe.engine
+            self._link = bundle, Link(variant.path, sweep.channel, threads, variant.sides, engine)
         return self._link[1]
 
     def _judged(self, file: Path) -> tuple[Image, Judge]:

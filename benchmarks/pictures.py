@@ -15,11 +15,11 @@ from jscc.calibration.images import read_image
 
 
 def picture_rows(
-    sweep: Sweep, names: Sequence[str], rows: Sequence[Row], threads: int | None
+    sweep: Sweep, names: Sequence[str], rows: Sequence[Row], threads: int | None, engine: str
 ) -> list[GridRow]:
     """What was sent, the codec's image and the received one, for the first bundle and setting."""
     first = sweep.variants[0]
-    link = Link(first.path, sweep.channel, threads, first.sides)
+    link = Link(first.path, sweep.channel, threads, first.sides, engine)
     found = {key_of(row): row for row in rows}
     grid = []
     for bundle, file, snr_db, cases in sweep.cases():

@@ -1,4 +1,4 @@
-"""Plots: metric against SNR, metric against cbr, and the plane of perception and distortion.
+"""Plots: metric against SNR, cbr or time, and the plane of perception and distortion.
 
 Colours are those of Masataka Okabe and Kei Ito, which stay apart for colour-blind readers; markers
 and dashes tell the curves apart without any colour. The same figures give the same bytes.
@@ -12,8 +12,10 @@ from typing import Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from jscc.benchmarks.series import CODEC, DIGITAL, SYSTEM, Point, Series, ratio
 from jscc.benchmarks.titles import HIGHER_IS_BETTER, TITLES
@@ -24,7 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 BASELINES = ("#000000", "#7F7F7F")
 MARKERS = "osD^vPX*<>"
 DASHES = {SYSTEM: "-", CODEC: "--", DIGITAL: ":"}
-STYLE = {
+STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
@@ -44,6 +46,8 @@ STYLE = {
 _PANEL = (5.2, 3.4)  # inches
 _LEGEND_LINE = 0.25
 _LEGEND_COLUMNS = 2
+_SMALLEST_LEGEND = 5.0  # points
+_LONGEST_NAME = 90  # letters
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,30 @@ def plot_plane(series: Sequence[Series], metrics: Sequence[str], cbr: Fraction, 
         return drawing.written(form)
 
 
+def plot_time(series: Sequence[Series], metric: str, cbr: Fraction, form: str) -> bytes:
+    """The metric over the seconds that an image took at `cbr`, each curve through its SNRs.
+
+    Raises:
+        UsageError: ``E_PLOT``, nothing with a known time is there.
+    """
+    place = Place(cbr=cbr)
+    timed = [
+        replace(each, points=tuple(point for point in each.points if point.seconds is not None))
+        for each in series
+    ]
+    with style.context(["default", STYLE]):
+        drawing = _Drawing(place.cut(timed, [metric]), 1)
+        (axes,) = drawing.panels
+        drawing.curves(axes, metric, "seconds")
+        drawing.mark_snrs(axes, ("seconds", metric))
+        axes.set_xscale("log")
+        plain_numbers(axes.xaxis)
+        low, high = axes.get_xlim()
+        axes.set_xlim(low / 1.5, high * 1.5)  # so that noise of a few percent looks like it
+        axes.set_xlabel(f"s per image   ({place})")
+        return drawing.written(form)
+
+
 class _Drawing:
     """Panels side by side that share their curves' looks and one legend below."""
 
@@ -157,7 +185,7 @@ class _Drawing:
             points = sorted(each.points, key=lambda point: value(point, key))
             places = [value(point, across) for point in points]
             heights = [value(point, metric) for point in points]
-            axes.plot(places, heights, label=each.label, **look)
+            axes.plot(places, heights, label=plain(each.label), **look)
         axes.set_ylabel(title(metric))
 
     def mark_snrs(self, axes: Axes, metrics: Sequence[str]) -> None:
@@ -179,13 +207,58 @@ class _Drawing:
                 )
 
     def written(self, form: str) -> bytes:
-        """The file, without the hour at which it was made."""
-        handles, labels = self.panels[0].get_legend_handles_labels()
-        self._figure.legend(handles, labels, loc="outside lower center", ncols=_LEGEND_COLUMNS)
-        buffer = io.BytesIO()
-        silent = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
-        self._figure.savefig(buffer, format=form, metadata=silent)
-        return buffer.getvalue()
+        """The file."""
+        add_legend(self._figure, self.panels[0], _LEGEND_COLUMNS)
+        return saved(self._figure, form)
+
+
+def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """Name the curves of `axes` below, in fewer columns or smaller letters where names are long."""
+    handles, names = axes.get_legend_handles_labels()
+    labels = [shorten(str(name), _LONGEST_NAME) for name in names]
+    planned = -(-len(labels) // columns)
+    size: float | None = None
+    while True:
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, fontsize=size
+        )
+        renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+        width = legend.get_window_extent(renderer).width
+        share = figure.bbox.width / width
+        if share >= 1 or size is not None:
+            break
+        legend.remove()
+        if columns > 1:
+            columns -= 1
+        else:
+            size = max(_SMALLEST_LEGEND, 0.95 * share * STYLE["legend.fontsize"])
+    more = -(-len(labels) // columns) - planned
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * more)
+
+
+def saved(figure: Figure, form: str) -> bytes:
+    """The file of `figure`, without the hour at which it was made."""
+    buffer = io.BytesIO()
+    silent = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    figure.savefig(buffer, format=form, metadata=silent)
+    return buffer.getvalue()
+
+
+def shorten(text: str, longest: int) -> str:
+    """`text`, or its begin where it is longer."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def plain(text: str) -> str:
+    """`text` such that no part of it is read as a formula."""
+    return text.replace("$", r"\$")
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, written out; for a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def looks(series: Sequence[Series]) -> list[dict[str, Any]]:
@@ -204,7 +277,7 @@ def looks(series: Sequence[Series]) -> list[dict[str, Any]]:
 
 def value(point: Point, name: str) -> float:
     """A coordinate or a metric of `point`."""
-    if name in ("cbr", "snr_db"):
+    if name in ("cbr", "snr_db", "seconds"):
         return float(getattr(point, name))
     figure = point.figures[name]
     assert figure is not None  # `Place.cut` has left such points out

@@ -37,8 +37,9 @@ from jscc.benchmarks.sweep import (
 from jscc.benchmarks.titles import TITLES, cell, metrics_of
 from jscc.benchmarks.workers import run_jobs
 from jscc.calibration.images import describe_images, find_images
+from jscc.runtime.backends.engines import DEFAULT
 from jscc.runtime.bundle import Bundle
-from jscc.runtime.commands.options import positive
+from jscc.runtime.commands.options import add_engine_choice, positive
 from jscc.runtime.output_files import check_destination, write_file
 from jscc.runtime.terminal import say
 
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the engine in each worker (default: all, of several workers 1)",
     )
+    add_engine_choice(parser)
     parser.add_argument("--grid", type=Path, help="write a picture of crops to this PNG")
     parser.add_argument("--grid-images", default="", help="names in it, by commas, without suffix")
     parser.add_argument("--grid-kb", type=positive, default=600, help="largest size of it")
@@ -75,10 +77,11 @@ def run(args: argparse.Namespace) -> int:
         "channel": sweep.channel,
         "seeds": sweep.seeds,
         **({"sides": sides} if sides else {}),
+        **({"engine": args.engine} if args.engine != DEFAULT else {}),
         **wanted.describe(),
     }
     with Partial(args.json.with_name(f"{args.json.name}.partial"), head) as partial:
-        measure(Recipe(sweep, wanted, threads), partial, args.workers)
+        measure(Recipe(sweep, wanted, threads, args.engine), partial, args.workers)
         order = sweep.order()
         rows = sorted(partial.rows, key=lambda row: order[key_of(row)])
         result = {
@@ -91,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         if args.grid is not None:
             names = items("--grid-images", args.grid_images, str)
             names = names or [file.stem for file in sweep.images[:2]]
-            pictures = picture_rows(sweep, names, rows, threads)
+            pictures = picture_rows(sweep, names, rows, threads, args.engine)
             write_file(args.grid, grid_png(pictures, 1000 * args.grid_kb), force=True)
         partial.discard()
     say(table(result))

@@ -45,8 +45,10 @@ TABLES = {
     "export": "jscc.benchmarks.exports",
     "guided": "jscc.benchmarks.guided",
     "latency": "jscc.benchmarks.latency",
+    "offline": "jscc.benchmarks.offline",
     "peers": "jscc.benchmarks.peers",
     "quality": "jscc.benchmarks.quality",
+    "server": "jscc.benchmarks.server",
 }
 
 Table = Callable[[Mapping[str, Any]], str]

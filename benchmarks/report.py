@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jscc.runtime.machine import describe_machine, version_of
 from jscc.runtime.output_files import write_file
@@ -97,7 +98,25 @@ def _json(value: object, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
 
 
+def energy_line(energy: Mapping[str, Any]) -> str:
+    """One line on what `jscc.benchmarks.energy.Meter.per_image` found."""
+    if energy["joules_per_image"] is None:
+        return str(energy["reason"])
+    parts = ", ".join(energy["parts"])
+    note = f"; {energy['reason']}" if energy["reason"] else ""
+    return (
+        f"energy: {energy['joules_per_image']:.3g} J per image, {energy['watts']:.3g} W "
+        f"({parts}, whoever used it{note})"
+    )
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A GitHub table; the first column is text, the others are figures."""
     rule = ["---", *("--:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows)) + "\n"
+    lines = [[_cell(text) for text in row] for row in (header, rule, *rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """`text` such that it stays one cell on one line."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").splitlines())

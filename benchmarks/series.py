@@ -112,7 +112,11 @@ def series_of(results: Sequence[Result]) -> list[Series]:
     for result in results:
         for label, kind, point in _READERS[result["kind"]](result):
             found.setdefault((label, kind), []).append(point)
-    series = [Series(label, kind, tuple(points)) for (label, kind), points in found.items()]
+    return distinct([Series(label, kind, tuple(points)) for (label, kind), points in found.items()])
+
+
+def distinct(series: Sequence[Series]) -> list[Series]:
+    """`series` in the order of their kinds, without a codec alone that is there as a system too."""
     kept: list[Series] = []
     for each in sorted(series, key=lambda each: each.kind == CODEC):
         if each.kind != CODEC or not any(_same(each, other) for other in kept):

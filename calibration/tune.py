@@ -162,7 +162,7 @@ def tune(
         if received.lpips > codec.lpips:
             chosen[snr_db], received = Way(0), codec
         held_figures[snr_db] = (codec, received)
-    regimes = _regimes(chosen)
+    regimes = regimes_of(chosen)
     bundle = _write(source, name, alone, regimes, levels, order, describe)
     return Tuned(bundle, levels, level_figures, regimes, tried, held_figures)
 
@@ -303,7 +303,7 @@ def _by_snr(airings: Sequence[Airing]) -> dict[float, list[Airing]]:
     return dict(sorted(groups.items()))
 
 
-def _regimes(chosen: Mapping[float, Way]) -> tuple[Regime, ...]:
+def regimes_of(chosen: Mapping[float, Way]) -> tuple[Regime, ...]:
     """One per SNR, neighbours that agree as one; the border lies half way between two SNRs."""
     regimes: list[Regime] = []
     before: float | None = None

@@ -38,6 +38,7 @@ INSTALL = {
     "rich": "pip install 'jscc-edge[export]'",
     "yaml": "pip install 'jscc-edge[export]'",
     "ftfy": "pip install 'jscc-edge[export]'",
+    "openvino": "pip install 'jscc-edge[openvino]'",
     "matplotlib": "pip install 'jscc-edge[bench]'",
     "av": "pip install 'jscc-edge[digital]'",
     "sionna": "pip install 'jscc-edge[digital]'",

@@ -272,7 +272,7 @@ def session_builder(
             raise
         except Exception as error:  # even UnicodeDecodeError, for a bad name in the graph
             raise _load_error(stage, provider, error) from error
-        _return_free_memory()
+        return_free_memory()
         return session
 
     return build
@@ -374,7 +374,7 @@ def _check_edges(stage: str, entry: StageEntry, session: ort.InferenceSession) -
             )
 
 
-def _return_free_memory() -> None:
+def return_free_memory() -> None:
     """Give back to the system what glibc keeps; nothing happens with other C libraries."""
     if os.name == "posix":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

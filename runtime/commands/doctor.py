@@ -3,6 +3,7 @@
 NOTE: every import that may be missing on the machine under examination waits for its check.
 """
 
+import argparse
 import dataclasses
 import importlib
 import sys
@@ -25,6 +26,7 @@ from jscc.runtime.terminal import INSTALL, pairs, say, say_json, table
 OK, ABSENT, FAILED = "ok", "absent", "FAILED"
 _PYTHON = (3, 10)
 _DEVICE = ("numpy", "onnxruntime", "PIL")
+_ENGINES = ("openvino",)  # what `--engine` offers beside the device's own
 _HOST = ("torch", "onnx", "onnxscript", "safetensors")
 # Listed by the engine, but it calls a service on the network: nothing of a bundle runs there.
 _REMOTE = ("AzureExecutionProvider",)
@@ -57,9 +59,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     machine = describe_machine()
     checks = [_python(), *map(_module, _DEVICE), *_providers(machine)]
-    checks += [_module(name, needed=False) for name in _HOST]
+    checks += [_optional(name, "needed for --engine") for name in _ENGINES]
+    checks += [_optional(name, "needed to export") for name in _HOST]
     if options.bundle is not None:
-        checks.append(_selftest(options.bundle, options.providers, options.threads))
+        checks.append(_selftest(options))
     if options.json:
         items = [dataclasses.asdict(check) for check in checks]
         say_json({"checks": items, "machine": dataclasses.asdict(machine), "software": software()})
@@ -100,13 +103,16 @@ def _python() -> Check:
     return Check("python", FAILED, version, f"install Python {wanted} or newer")
 
 
-def _module(name: str, *, needed: bool = True) -> Check:
-    """Whether a module imports; those that only exporting needs are looked up, not imported."""
-    if not needed:
-        version = version_of(name)
-        if version is None:
-            return Check(name, ABSENT, "needed to export", INSTALL[name])
-        return Check(name, OK, version)
+def _optional(name: str, use: str) -> Check:
+    """Whether a module that only some need is installed; it is looked up, not imported."""
+    version = version_of(name)
+    if version is None:
+        return Check(name, ABSENT, use, INSTALL[name])
+    return Check(name, OK, version)
+
+
+def _module(name: str) -> Check:
+    """Whether a module imports."""
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a broken installation raises anything
@@ -135,15 +141,16 @@ def _provider(provider: Provider) -> Check:
     return Check(name, state, provider.reason, "install its libraries, or do without it")
 
 
-def _selftest(path: Path, providers: Sequence[str] | None, threads: int | None) -> Check:
+def _selftest(options: argparse.Namespace) -> Check:
     """Whether a bundle decodes its own test here."""
     name = "bundle"
     try:
         engine = importlib.import_module("jscc.runtime.commands.engine")
-        bundle = importlib.import_module("jscc.runtime.bundle").Bundle.open(path)
+        bundle = importlib.import_module("jscc.runtime.bundle").Bundle.open(options.bundle)
         if bundle.manifest.selftest is None:
             return Check(name, ABSENT, "verified, but it has no self-test", "export it again")
-        with engine.load_receiver(bundle, providers, threads, strict=False):
+        names, threads = options.providers, options.threads
+        with engine.load_receiver(bundle, names, threads, strict=False, engine=options.engine):
             return Check(name, OK, f"verified, self-test passed, sha256 {bundle.sha256[:16]}…")
     except JsccError as error:
         return Check(name, FAILED, str(error), "see the line above")

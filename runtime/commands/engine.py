@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jscc.runtime.backends.base import Backend, Session
-from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.backends.engines import DEFAULT, make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import providers
 from jscc.runtime.errors import ImageError
@@ -88,14 +88,13 @@ class CountedBackend:
 
 @contextmanager
 def counted_backend(
-    what: str, names: Sequence[str] | None, threads: int | None
+    what: str, names: Sequence[str] | None, threads: int | None, *, engine: str = DEFAULT
 ) -> Iterator[Backend]:
     """The engine on the providers `names` (default cpu) with a line of progress while it works."""
     progress = Progress(what)
     try:
-        yield CountedBackend(
-            OnnxRuntimeBackend(providers=providers(names), threads=threads), progress
-        )
+        backend = make_backend(engine, providers=providers(names), threads=threads)
+        yield CountedBackend(backend, progress)
     finally:
         progress.close()
 
@@ -104,17 +103,25 @@ def counted_backend(
 def load_transmitter(
     bundle: Bundle, names: Sequence[str] | None, threads: int | None
 ) -> Iterator[Transmitter]:
-    """The transmitter of `bundle`."""
+    """The transmitter of `bundle`, in the default engine: no self-test would see a fault."""
     with counted_backend("send", names, threads) as backend:
         yield Transmitter(bundle, backend=backend)
 
 
 @contextmanager
 def load_receiver(
-    bundle: Bundle, names: Sequence[str] | None, threads: int | None, *, strict: bool
+    bundle: Bundle,
+    names: Sequence[str] | None,
+    threads: int | None,
+    *,
+    strict: bool,
+    engine: str = DEFAULT,
 ) -> Iterator[Receiver]:
-    """The receiver of `bundle`, after its self-test."""
-    with counted_backend("receive", names, threads) as backend:
+    """The receiver of `bundle`, after its self-test; without one in the default engine."""
+    if bundle.manifest.selftest is None and engine != DEFAULT:
+        notice(f"jscc: {DEFAULT} receives: {bundle.path} has no self-test to hold {engine} to")
+        engine = DEFAULT
+    with counted_backend("receive", names, threads, engine=engine) as backend:
         yield Receiver(bundle, backend=backend, strict_snr=strict)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from jscc.runtime.backends.engines import DEFAULT, ENGINES
 from jscc.runtime.spacing import OWN, SPACINGS
 from jscc.runtime.terminal import Parser
 
@@ -110,7 +111,20 @@ def add_rate(parser: Parser) -> None:
     )
 
 
+def add_engine_choice(parser: argparse.ArgumentParser) -> None:
+    """``--engine``, of what receives; transmitters have the default, see `load_transmitter`."""
+    parser.add_argument(
+        "--engine", choices=ENGINES, default=DEFAULT, help=f"what receives (default {DEFAULT})"
+    )
+
+
 def add_engine(parser: Parser) -> None:
+    """``--engine``, ``--provider`` and ``--threads``."""
+    add_engine_choice(parser)
+    add_providers(parser)
+
+
+def add_providers(parser: Parser) -> None:
     """``--provider`` and ``--threads``."""
     parser.add_argument(
         "--provider",

@@ -53,7 +53,13 @@ def main(arguments: Sequence[str]) -> int:
     _check_origin(bundle, recording, frames, strict=options.strict)
     own = read_sides(bundle.manifest, options.context, options.sides)
     rows, lines = [], []
-    with load_receiver(bundle, options.providers, options.threads, strict=options.strict) as device:
+    with load_receiver(
+        bundle,
+        options.providers,
+        options.threads,
+        strict=options.strict,
+        engine=options.engine,
+    ) as device:
         for path, frame in zip(outputs, frames, strict=True):
             known = _know(bundle, frame, options)
             size = options.size or frame.size

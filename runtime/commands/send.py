@@ -8,9 +8,9 @@ from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.engine import load_transmitter, read_picture
 from jscc.runtime.commands.options import (
     add_csi,
-    add_engine,
     add_json,
     add_output,
+    add_providers,
     add_rate,
     display,
     make_parser,
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     add_output(parser, "SYMBOLS", "NAME.sigmf-meta (with NAME.sigmf-data), NAME.npz or NAME.npy")
     add_csi(parser)
     add_rate(parser)
-    add_engine(parser)
+    add_providers(parser)
     add_json(parser)
     options = parser.parse_args(arguments)
     check_symbols_path(options.output, force=options.force)

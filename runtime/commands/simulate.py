@@ -146,7 +146,9 @@ def _load(bundle: Bundle, options: argparse.Namespace) -> Iterator[Devices]:
     names, threads = options.providers, options.threads
     with ExitStack() as stack:
         sender = stack.enter_context(load_transmitter(bundle, names, threads))
-        receiver = stack.enter_context(load_receiver(bundle, names, threads, strict=False))
+        receiver = stack.enter_context(
+            load_receiver(bundle, names, threads, strict=False, engine=options.engine)
+        )
         other = None
         if codec is not None:
             other = stack.enter_context(load_receiver(codec, names, threads, strict=False))

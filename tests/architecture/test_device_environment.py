@@ -30,7 +30,7 @@ CHECK = Path(__file__).with_name("device_check.py")
 INTERPRETERS = ("python3.10", sys.executable)
 FOREIGN = (
     *("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "scipy", "triton"),
-    *("huggingface_hub", "yaml", "rich"),
+    *("huggingface_hub", "yaml", "rich", "openvino"),
 )
 
 pytestmark = pytest.mark.slow

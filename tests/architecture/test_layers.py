@@ -26,6 +26,7 @@ BREACHES = (
     ("runtime", "jscc.benchmarks"),
     ("runtime", "torch"),
     ("runtime", "onnx"),
+    ("runtime", "openvino"),
     ("runtime", "triton"),
     ("runtime", "scipy"),
     ("runtime", "safetensors"),

@@ -12,7 +12,9 @@ import pytest
 import tiny_bundle
 from jscc.__main__ import main
 from jscc.benchmarks import latency
-from jscc.benchmarks.latency import Case, measure, summary, table, weights_of
+from jscc.benchmarks.cases import Case, weights_of
+from jscc.benchmarks.latency import measure, report, table
+from jscc.benchmarks.percentiles import figure, summary
 from jscc.benchmarks.probe import make_sides, make_symbols
 from jscc.benchmarks.report import versions
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeSession
@@ -95,7 +97,28 @@ def test_the_table_has_a_row_for_each_stage(document):
     names = [line.split("|")[1].strip() for line in lines[2:]]
     parts = ["end to end", *document["latency_ms"]["stages"], "cold start to the first image"]
     assert names[: len(parts)] == parts
-    assert f"| {document['latency_ms']['end_to_end']['p90']:.1f} |" in lines[2]
+    assert f"| {figure(document['latency_ms']['end_to_end']['p90'])} |" in lines[2]
+
+
+def test_energy_is_said_or_why_not(document):
+    """A machine without counters gives a reason, one with them a figure; both are printed."""
+    found = document["energy"]
+    assert (found["joules_per_image"] is None) == (found["reason"] != "" and not found["parts"])
+    assert "energy: " in report(document)
+    known = {"joules_per_image": 2.5, "watts": 10.0, "parts": {"rapl package-0": 5.0}, "reason": ""}
+    assert "| energy of an image, J | 2.5 |" in table({**document, "energy": known})
+
+
+def test_results_from_before_energy_have_their_table(document):
+    old = {name: value for name, value in document.items() if name != "energy"}
+    assert "energy" not in table(old)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.1234, "0.123"), (1.26, "1.3"), (99.94, "99.9"), (1234.5, "1234")]
+)
+def test_figures_are_short(value, text):
+    assert figure(value) == text
 
 
 def test_weights_are_those_of_the_receiver(shared_bundles):

@@ -12,7 +12,15 @@ from PIL import Image
 
 import recorded
 from jscc.benchmarks import cli, plots
-from jscc.benchmarks.plots import COLOURS, Place, looks, plot_cbr, plot_plane, plot_snr
+from jscc.benchmarks.plots import (
+    COLOURS,
+    Place,
+    looks,
+    plot_cbr,
+    plot_plane,
+    plot_snr,
+    plot_time,
+)
 from jscc.benchmarks.series import DIGITAL, Point, Series, ratio, series_of
 from jscc.runtime.errors import UsageError
 
@@ -55,6 +63,25 @@ def test_the_plane_shows_whole_measurements_only(series, drawn):
     plot_plane(series, ["psnr_db", "lpips"], CBR, "svg")
     assert drawn["sing"] == [([21.0, 23.0], [0.5, 0.4])]
     assert drawn["HEVC + LDPC"] == [([25.0], [0.45])]  # where all images arrived
+
+
+def test_a_metric_over_time_shows_what_was_timed(series, drawn):
+    plot_time(series, "lpips", CBR, "svg")
+    assert drawn["sing"] == [([1.5, 1.5], [0.5, 0.4])]
+    assert "HEVC + LDPC" not in drawn
+
+
+@pytest.mark.parametrize("length", [5, 20, 60, 1000])
+def test_long_names_stay_on_the_paper(series, length):
+    """Below the panel in two columns, in one, or in small letters; never over the edge."""
+    named = [replace(each, label=f"{each.label} {'x' * length}") for each in series]
+    png = plot_snr(named, ["psnr_db"], CBR, "png")
+    pixels = np.array(Image.open(io.BytesIO(png)).convert("L"))
+    assert (pixels[:, [0, -1]] == 255).all()
+
+
+def test_names_are_no_formulas(series):
+    assert plot_snr([replace(series[0], label="$\\bad{$")], ["psnr_db"], CBR, "svg")
 
 
 def test_a_curve_that_is_one_point_bears_one_label(series, monkeypatch):

@@ -62,3 +62,7 @@ def test_a_table_aligns_figures_right():
     assert markdown_table(("what", "ms"), [("a", "1")]) == (
         "| what | ms |\n| --- | --: |\n| a | 1 |\n"
     )
+
+
+def test_a_cell_stays_a_cell():
+    assert markdown_table(("a|b",), [("c\nd",)]) == "| a\\|b |\n| --- |\n| c d |\n"

@@ -103,6 +103,63 @@ def baseline():
     )
 
 
+BUNDLE = {"name": "af-96.jscc", "system": "deepjscc", "precision": "fp32", "size_mib": 4.2}
+NO_ENERGY = {"joules_per_image": None, "watts": None, "parts": {}, "reason": "energy: no counter"}
+
+
+def times(middle):
+    """Percentiles around `middle`, in ms."""
+    return {
+        "p50": middle, "p90": 1.2 * middle, "p99": 1.5 * middle,
+        "mean": middle, "min": 0.8 * middle, "max": 1.6 * middle,
+    }  # fmt: skip
+
+
+def scenario(kind, **more):
+    """A result of one of MLPerf's scenarios."""
+    case = {"scenario": kind, "size": [256, 256], "seed": 3, "threads": 1, **more.pop("case", {})}
+    return {"kind": kind, "format": 1, **MACHINE, "bundle": BUNDLE, "case": case, **more}
+
+
+def latency():
+    """One image after another, in two stages."""
+    stages = {"decode": times(30.0), "render": times(90.0)}
+    return scenario(
+        "latency",
+        latency_ms={"end_to_end": times(120.0), "stages": stages},
+        cold_start_ms={"import": 300.0, "total": 900.0},
+        memory_mib={"peak": 107.0},
+        energy=NO_ENERGY,
+    )
+
+
+def offline():
+    """Two batch sizes, two numbers of workers."""
+    points = [
+        {
+            "batch": batch, "workers": workers, "images": 100, "seconds": 10.0,
+            "images_per_s": rate, "megapixels_per_s": 0.0655 * rate,
+            "efficiency": rate / (workers * 8.0), "batch_ms": times(125.0),
+            "peak_rss_mib": 101.0 * workers, "energy": NO_ENERGY,
+        }
+        for batch, workers, rate in ((1, 1, 8.0), (4, 1, 9.5), (1, 2, 15.0), (4, 2, 17.0))
+    ]  # fmt: skip
+    return scenario("offline", points=points, case={"duration_s": 10.0})
+
+
+def server():
+    """Three rates, of which the last breaks the bound."""
+    points = [
+        {
+            "rate": rate, "achieved_rate": 0.97 * rate, "images": 200, "load": rate / 8,
+            "latency_ms": times(middle), "queue_ms": times(middle / 2), "holds": middle < 300,
+        }
+        for rate, middle in ((2.0, 130.0), (4.0, 180.0), (7.0, 900.0))
+    ]  # fmt: skip
+    case = {"bound_ms": 400.0, "workers": 1, "duration_s": 10.0}
+    return scenario("server", points=points, case=case, highest_rate=4.0, single_stream_rate=8.0)
+
+
 def write(folder, **results):
     """Write each result to ``NAME.json`` in `folder`; the paths."""
     paths = []

@@ -1,0 +1,46 @@
+"""Engines: the backends that a command line can choose, by name.
+
+NOTE: each is imported when it is asked for; one may be missing on the machine.
+"""
+
+from collections.abc import Sequence
+
+from jscc.runtime.backends.base import Backend
+from jscc.runtime.errors import UsageError
+
+DEFAULT = "onnxruntime"
+_OPENVINO = {"openvino": "f32", "openvino-bf16": "bf16"}
+ENGINES = (DEFAULT, *_OPENVINO)
+
+
+def make_backend(
+    engine: str = DEFAULT, *, providers: Sequence[str] = ("cpu",), threads: int | None = None
+) -> Backend:
+    """The engine called `engine`.
+
+    Args:
+        engine: One of `ENGINES`.
+        providers: Of ONNX Runtime, best first; another engine has the CPU only.
+        threads: Of the processor, for each stage; None for all.
+
+    Raises:
+        UsageError: ``E_ENGINE``; ``E_PROVIDER``, a provider that the engine does not have.
+        UnavailableError: ``E_MODULE``, it is not installed.
+    """
+    if engine == DEFAULT:
+        from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(providers=tuple(providers), threads=threads)
+    if engine not in _OPENVINO:
+        raise UsageError(
+            "E_ENGINE", f"engine: got {engine!r}, expected one of {', '.join(ENGINES)}. Pick one."
+        )
+    if tuple(providers) != ("cpu",):
+        raise UsageError(
+            "E_PROVIDER",
+            f"providers: got {', '.join(providers)} for {engine}, expected cpu, since providers "
+            f"are those of {DEFAULT}. Leave one of the two out.",
+        )
+    from jscc.runtime.backends.openvino import OpenVinoBackend
+
+    return OpenVinoBackend(threads=threads, precision=_OPENVINO[engine])
