@@ -22,6 +22,10 @@ SUITES = {
     "plot": ("jscc.benchmarks.plot", "Draw recorded results: curves, planes, rows of pictures."),
     "report": ("jscc.benchmarks.page", "Make one HTML page of recorded results."),
     "systems": ("jscc.benchmarks.systems", "Print one table of several recorded results."),
+    "receivers": (
+        "jscc.benchmarks.receivers",
+        "Measure whole receivers in turns: bundles, engines, steps, PyTorch's own loop.",
+    ),
     "peers": ("jscc.benchmarks.peers", "Measure one denoise step in turns with other engines."),
     "guided": ("jscc.benchmarks.guided", "Measure guided steps in turns with the plain one."),
     "export": (

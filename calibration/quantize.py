@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from jscc.calibration.graph import array_of, constant
 from jscc.calibration.ranges import LEVELS, NOTHING
+from jscc.runtime.backends.unsigned import ZERO_POINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -67,7 +68,7 @@ def quantise(model: ir.Model, layers: Iterable[Layer], scale_of: Callable[[str],
         layers: Of this graph.
         scale_of: Step of a tensor's integers, by its name before this call.
     """
-    zero = constant(model, "int8_zero_point", np.array(0, np.int8))
+    zero = constant(model, ZERO_POINT, np.array(0, np.int8))
     pairs: dict[ir.Value, ir.Value] = {}
     rounded: set[ir.Value] = set()  # read as they are: they have been through a pair
     for layer in layers:
@@ -108,7 +109,7 @@ def _pair(model: ir.Model, value: ir.Value, step: float, zero: ir.Value) -> ir.V
     scale = constant(model, f"{name}_scale", np.array(step, np.float32))
     to_int = ir.node("QuantizeLinear", [value, scale, zero])
     to_int.outputs[0].name = f"{name}_int8"
-    to_int.outputs[0].type = ir.TensorType(ir.DataType.INT8)
+    # Its type stays unsaid: see `jscc.runtime.backends.unsigned`.
     to_float = ir.node("DequantizeLinear", [to_int.outputs[0], scale, zero])
     to_float.outputs[0].name = f"{name}_rounded"
     to_float.outputs[0].type = value.type

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
+from jscc.runtime.backends.unsigned import is_x86, unsigned
 from jscc.runtime.errors import BundleError, UnavailableError, UsageError
 from jscc.runtime.graphs import ExternalTensor, summarise
 from jscc.runtime.manifest import StageEntry
@@ -259,11 +260,12 @@ def session_builder(
     The session raises what the library raises; `OnnxRuntimeSession` is the stage with its ports
     checked and its errors explained.
     """
+    suited = unsigned(graph) if provider == "cpu" and is_x86() else graph
 
     def build() -> ort.InferenceSession:
         try:
             session = ort.InferenceSession(
-                graph,
+                suited,
                 _options(stage, graph, external, threads, watched=provider != "cpu"),
                 providers=_provider_list(provider),
                 enable_fallback=False,  # it would print to stdout and run on the CPU

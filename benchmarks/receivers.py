@@ -1,0 +1,375 @@
+"""Receivers: whole receivers take turns on the same symbols, with speed beside quality.
+
+    jscc bench receivers official.jscc,engine=torch,steps=100 small.jscc,steps=4 small.jscc,steps=1
+
+Each contestant is a bundle with its settings. In every turn each receives the same image once
+(A B C A B C …), so all see the same machine in the same minutes; what counts are the ratios to the
+first. One that takes very long is run in the first turns only (``turns=1``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jscc.benchmarks.cases import describe_bundle
+from jscc.benchmarks.probe import make_sides, make_symbols
+from jscc.benchmarks.report import finite, markdown_table, provenance, spread, write_result
+from jscc.calibration.collect import Grid, send_all
+from jscc.calibration.images import describe_images, find_images, read_image
+from jscc.calibration.lpips import LPIPS_MIN_SIDE, Lpips, load_lpips
+from jscc.calibration.metrics import psnr_db
+from jscc.runtime.backends import engines
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.bundle import Bundle
+from jscc.runtime.commands.options import decibels, image_size, positive, seed
+from jscc.runtime.csi import Csi
+from jscc.runtime.errors import UsageError
+from jscc.runtime.machine import available_threads
+from jscc.runtime.receiver import Receiver
+from jscc.runtime.terminal import Progress, say
+from jscc.runtime.transmitter import Transmitter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jscc.calibration.metrics import Image
+    from jscc.runtime.backends.base import Backend
+    from jscc.runtime.ports import Array
+
+TORCH = "torch"
+_KEYS = ("engine", "steps", "sampler", "turns", "label")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A bundle and how it is run.
+
+    Attributes:
+        path: The bundle.
+        engine: One of `jscc.runtime.backends.engines.ENGINES`, or ``torch``.
+        steps: Of loops; None for the bundle's.
+        sampler: None for the bundle's.
+        turns: Most turns that it takes; None for all.
+        label: What it is called in tables.
+    """
+
+    path: Path
+    engine: str = engines.DEFAULT
+    steps: int | None = None
+    sampler: str | None = None
+    turns: int | None = None
+    label: str = ""
+
+    def __str__(self) -> str:
+        if self.label:
+            return self.label
+        parts = [self.path.stem]
+        parts += [] if self.engine == engines.DEFAULT else [self.engine]
+        parts += [] if self.sampler is None else [self.sampler]
+        parts += [] if self.steps is None else [f"{self.steps} steps"]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What all contestants receive in one turn.
+
+    Attributes:
+        symbols: complex64[planes / 2, rows, columns].
+        csi: Of the channel.
+        size: Height and width of the image in pixels.
+        image: What was sent; None where the symbols are noise.
+        frame: Of the sampler's noise.
+        side: Side inputs.
+    """
+
+    symbols: np.ndarray[Any, np.dtype[np.complex64]]
+    csi: Csi
+    size: tuple[int, int]
+    image: Image | None
+    frame: int
+    side: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass
+class Runs:
+    """What one contestant did; `load_s` is until its receiver was ready, self-test included."""
+
+    load_s: float
+    wall_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    stages_ms: list[Mapping[str, float]] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
+    steps: int = 0
+    engine: str = ""
+
+
+def parse_contestant(text: str) -> Contestant:
+    """``BUNDLE[,engine=NAME][,steps=N][,sampler=NAME][,turns=N][,label=TEXT]``.
+
+    Raises:
+        argparse.ArgumentTypeError: Something else.
+    """
+    path, *settings = text.split(",")
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if key not in _KEYS or not sign or not value or key in given:
+            raise argparse.ArgumentTypeError(
+                f"got {setting!r}, expected one of {', '.join(_KEYS)} with =, each once"
+            )
+        given[key] = positive(value) if key in ("steps", "turns") else value
+    if given.get("engine", engines.DEFAULT) not in (*engines.ENGINES, TORCH):
+        known = ", ".join((*engines.ENGINES, TORCH))
+        raise argparse.ArgumentTypeError(f"got engine {given['engine']!r}, expected {known}")
+    return Contestant(Path(path), **given)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``jscc bench receivers``."""
+    parser.add_argument(
+        "contestants",
+        nargs="+",
+        type=parse_contestant,
+        metavar="BUNDLE[,engine=…][,steps=N]",
+        help="also sampler=NAME, turns=N (at most) and label=TEXT; engine torch runs the modules "
+        "that the bundle was exported from",
+    )
+    parser.add_argument("--turns", type=positive, default=3, metavar="N", help="default 3")
+    parser.add_argument("--threads", type=positive, metavar="N", help="default: all available")
+    parser.add_argument(
+        "--size",
+        type=image_size,
+        default=(512, 512),
+        metavar="HxW",
+        help="of an image that is only noise (default 512x512); with --images their own",
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="send these, one each turn")
+    parser.add_argument("--snr", type=decibels, metavar="DB", help="default: the bundle's")
+    parser.add_argument("--lpips-weights", type=Path, metavar="DIR", help="to measure LPIPS")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default 0")
+    parser.add_argument(
+        "--checkpoint", action="append", default=[], help="of engine torch, as for jscc export"
+    )
+    parser.add_argument("--config", action="append", default=[], help="likewise")
+    parser.add_argument("--random-weights", type=int, metavar="SEED", help="likewise")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the measurement here")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run ``jscc bench receivers``."""
+    check_contestants(options.contestants)
+    threads = options.threads or available_threads()
+    first = Bundle.open(options.contestants[0].path)
+    heard, images = _heard(first, options)
+    del first
+    loaded = [_load(each, options, threads) for each in options.contestants]
+    progress = Progress("jscc bench receivers")
+    try:
+        for turn in range(options.turns):
+            for contestant, (receiver, runs, _) in zip(options.contestants, loaded, strict=True):
+                if contestant.turns is None or turn < contestant.turns:
+                    _take_turn(receiver, runs, contestant, heard[turn % len(heard)], options.seed)
+                    progress.advance(str(contestant))
+    finally:
+        progress.close()
+    lpips = None if options.lpips_weights is None else load_lpips(options.lpips_weights)
+    document = {
+        **provenance(),
+        "threads": threads,
+        "turns": options.turns,
+        "seed": options.seed,
+        "size": list(options.size) if images is None else None,
+        "images": images,
+        "snr_db": heard[0].csi.snr_db,
+        "contestants": _contestants(options.contestants, loaded, heard, lpips),
+    }
+    if options.json is not None:
+        write_result(options.json, "receivers", document)
+    say(report(document))
+    return 0
+
+
+def _heard(bundle: Bundle, options: argparse.Namespace) -> tuple[list[Heard], object]:
+    """What is received in each turn, and what a result says of the images."""
+    snr_db = bundle.manifest.signal.snr_db_default if options.snr is None else options.snr
+    if options.images is None:
+        symbols = make_symbols(bundle.manifest, options.size, seed=options.seed)
+        side = make_sides(bundle.manifest, options.size)
+        return [Heard(symbols, Csi(snr_db), options.size, None, 0, side)], None
+    files = find_images(options.images, options.turns)
+    transmitter = Transmitter(bundle, backend=OnnxRuntimeBackend())
+    sent = {file.name: read_image(file) for file in files}
+    airings = send_all(transmitter, sent, Grid((snr_db,), seed=options.seed))
+    heard = [
+        Heard(r.symbols, r.csi, r.size, airing.image, r.frame, r.side)
+        for airing in airings
+        for r in (airing.received,)
+    ]
+    return heard, describe_images(files)
+
+
+def _load(
+    contestant: Contestant, options: argparse.Namespace, threads: int
+) -> tuple[Receiver, Runs, dict[str, object]]:
+    bundle = Bundle.open(contestant.path)
+    begun = time.perf_counter()
+    receiver = Receiver(bundle, backend=_backend(contestant, bundle, options, threads))
+    return receiver, Runs(time.perf_counter() - begun), describe_bundle(bundle)
+
+
+def _backend(
+    contestant: Contestant, bundle: Bundle, options: argparse.Namespace, threads: int
+) -> Backend:
+    if contestant.engine != TORCH:
+        return engines.make_backend(contestant.engine, threads=threads)
+    from jscc.benchmarks.torch_backend import TorchBackend
+    from jscc.export.gather import Request
+    from jscc.export.system import Options
+
+    request = Request(
+        checkpoints=tuple(options.checkpoint),
+        configs=tuple(options.config),
+        random_seed=options.random_weights,
+    )
+    return TorchBackend.of(bundle.manifest.system, request, Options(), threads)
+
+
+def _take_turn(
+    receiver: Receiver, runs: Runs, contestant: Contestant, heard: Heard, number: int
+) -> None:
+    wall, cpu = time.perf_counter(), time.process_time()
+    image, record = receiver.receive(
+        heard.symbols,
+        heard.csi,
+        seed=number,
+        frame=heard.frame,
+        size=heard.size,
+        side=heard.side,
+        sampler=contestant.sampler,
+        steps=contestant.steps,
+    )
+    runs.wall_s.append(time.perf_counter() - wall)
+    runs.cpu_s.append(time.process_time() - cpu)
+    runs.stages_ms.append(record.times_ms)
+    runs.images.append(image)
+    runs.steps, runs.engine = record.steps, record.backend
+
+
+def _contestants(
+    contestants: Sequence[Contestant],
+    loaded: Sequence[tuple[Receiver, Runs, dict[str, object]]],
+    heard: Sequence[Heard],
+    lpips: Lpips | None,
+) -> list[dict[str, object]]:
+    """Each one's figures, ratios to the first turn by turn."""
+    first = loaded[0][1]
+    common = min(len(runs.images) for _, runs, _ in loaded)  # quality is of the same images
+    found = []
+    for contestant, (_, runs, bundle) in zip(contestants, loaded, strict=True):
+        figures = [
+            _quality(image, heard[turn % len(heard)], lpips)
+            for turn, image in enumerate(runs.images[:common])
+        ]
+        # One that is first but takes fewer turns is compared by its median.
+        base_wall = statistics.median(first.wall_s)
+        base_cpu = statistics.median(first.cpu_s)
+        found.append(
+            {
+                "name": str(contestant),
+                "bundle": bundle,
+                "engine": runs.engine,
+                "steps": runs.steps,
+                "load_s": runs.load_s,
+                "wall_s": spread(runs.wall_s),
+                "cpu_s": spread(runs.cpu_s),
+                "turns": len(runs.wall_s),
+                "faster": spread([base_wall / value for value in runs.wall_s]),
+                "faster_cpu": spread([base_cpu / value for value in runs.cpu_s]),
+                "stages_ms": {
+                    stage: statistics.median(times[stage] for times in runs.stages_ms)
+                    for stage in runs.stages_ms[0]
+                },
+                "psnr_to_first_db": _mean(
+                    [
+                        finite(psnr_db(first.images[turn], runs.images[turn]))
+                        for turn in range(common)
+                    ]
+                ),
+                "psnr_db": _mean([psnr for psnr, _ in figures]),
+                "lpips": _mean([distance for _, distance in figures]),
+            }
+        )
+    return found
+
+
+def _quality(image: Image, heard: Heard, lpips: Lpips | None) -> tuple[float | None, float | None]:
+    """PSNR and LPIPS to what was sent."""
+    if heard.image is None:
+        return None, None
+    near = min(image.shape[:2]) >= LPIPS_MIN_SIDE
+    distance = lpips(heard.image, image) if lpips is not None and near else None
+    return finite(psnr_db(heard.image, image)), distance
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def report(document: Mapping[str, Any]) -> str:
+    """The table of a measurement."""
+    rows = [
+        (
+            "receiver",
+            "steps",
+            "times as fast",
+            "by CPU time",
+            "s per image",
+            "MiB on disk",
+            "PSNR to the first, dB",
+            "PSNR, dB",
+            "LPIPS",
+        )
+    ]
+    for each in document["contestants"]:
+        faster = each["faster"]
+        rows.append(
+            (
+                each["name"],
+                str(each["steps"]),
+                f"{faster['median']:.3g} ({faster['min']:.3g}–{faster['max']:.3g})",
+                f"{each['faster_cpu']['median']:.3g}",
+                f"{each['wall_s']['median']:.3g}",
+                f"{each['bundle']['size_mib']:.0f}",
+                _shown(each["psnr_to_first_db"], ".1f"),
+                _shown(each["psnr_db"], ".2f"),
+                _shown(each["lpips"], ".4f"),
+            )
+        )
+    return markdown_table(rows[0], rows[1:])
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def check_contestants(contestants: Sequence[Contestant]) -> None:
+    """Refuse contestants that nobody could tell apart.
+
+    Raises:
+        UsageError: ``E_USAGE``, two have one name.
+    """
+    names = [str(each) for each in contestants]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            "E_USAGE", f"contestants: got {twice[0]!r} twice, expected different ones. Drop one."
+        )
