@@ -9,6 +9,7 @@ from typing import Any
 from jscc.benchmarks.markup import Html, element, escape, join, scrolled_table
 from jscc.benchmarks.plots import plot_snr, plot_time
 from jscc.benchmarks.readme_tables import table_of
+from jscc.benchmarks.receivers_plot import plot_receivers
 from jscc.benchmarks.report import energy_line
 from jscc.benchmarks.scenario_plots import plot_rates, plot_stages, plot_throughput
 from jscc.benchmarks.series import Point, Series, distinct, is_cbr, ratio, series_of
@@ -154,12 +155,18 @@ def _cbrs(series: Sequence[Series]) -> list[Fraction]:
     return kept
 
 
+def _receivers(result: Result) -> Iterator[Plot]:
+    if any(each["lpips"] is not None for each in result["contestants"]):
+        yield Plot(plot_receivers([result], "svg"), "LPIPS over the time of an image")
+
+
 _PLOTS: Mapping[str, Callable[[Result], Iterator[Plot]]] = {
     "latency": _latency,
     "offline": _offline,
     "server": _server,
     "quality": _quality,
     "digital": _quality,
+    "receivers": _receivers,
 }
 
 

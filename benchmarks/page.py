@@ -40,6 +40,10 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "Digital baselines",
         "The same images by an image codec and a channel code at the same number of symbols.",
     ),
+    "receivers": (
+        "Receivers in turns",
+        "Whole receivers on the same symbols, one after the other in each turn of one run.",
+    ),
     "peers": ("Peers", "One denoise step in turns with other engines, in one run."),
     "guided": ("Guided steps", "Steps with a gradient through the network against the plain one."),
     "export": ("Exports", "What it takes to export published networks at their real size."),

@@ -3,6 +3,7 @@
 snr     metric against SNR, at one cbr
 cbr     metric against cbr, at one SNR
 plane   perception over distortion, at one cbr
+time    LPIPS over the seconds that receivers took in turns (jscc bench receivers)
 grid    crops of what was sent and received; made again from the images and the bundles
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from jscc.benchmarks.grid import grid_png
 from jscc.benchmarks.panels import panel_rows
 from jscc.benchmarks.plots import FORMATS, plot_cbr, plot_plane, plot_snr
+from jscc.benchmarks.receivers_plot import plot_receivers
 from jscc.benchmarks.series import add_selection, read_result, select
 from jscc.benchmarks.sweep import fraction, metrics_from, one
 from jscc.benchmarks.titles import TITLES
@@ -20,7 +22,7 @@ from jscc.runtime.errors import UsageError
 from jscc.runtime.output_files import check_destination, write_file
 from jscc.runtime.terminal import notice
 
-KINDS = ("snr", "cbr", "plane", "grid")
+KINDS = ("snr", "cbr", "plane", "time", "grid")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +75,8 @@ def _drawn(args: argparse.Namespace, form: str) -> bytes:
                 "picture is of one image. Leave it out.",
             )
         return grid_png(panel_rows(args), 1000 * args.kb)
+    if args.kind == "time":
+        return plot_receivers([read_result(path) for path in args.result], form)
     series = select([read_result(path) for path in args.result], args)
     metrics = metrics_from(args.metric)
     if args.kind == "cbr":

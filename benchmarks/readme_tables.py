@@ -48,6 +48,7 @@ TABLES = {
     "offline": "jscc.benchmarks.offline",
     "peers": "jscc.benchmarks.peers",
     "quality": "jscc.benchmarks.quality",
+    "receivers": "jscc.benchmarks.receivers",
     "server": "jscc.benchmarks.server",
 }
 

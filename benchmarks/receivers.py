@@ -193,7 +193,7 @@ def run(options: argparse.Namespace) -> int:
     }
     if options.json is not None:
         write_result(options.json, "receivers", document)
-    say(report(document))
+    say(table(document))
     return 0
 
 
@@ -324,7 +324,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def report(document: Mapping[str, Any]) -> str:
+def table(document: Mapping[str, Any]) -> str:
     """The table of a measurement."""
     rows = [
         (

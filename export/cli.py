@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from jscc.export.calibrated import INT8, add_calibration, export_calibrated, is_calibrated
 from jscc.export.exporter import Order, export, raise_on_terminate
 from jscc.export.extra import parse_extra
 from jscc.export.gather import Request, gather
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         raise_on_terminate()
+        if is_calibrated(arguments):
+            return export_calibrated(sys.argv[1:] if argv is None else argv, arguments)
         bundle = _run(arguments)
     except JsccError as error:
         sys.stderr.write(f"jscc-export: {error}\n")
@@ -81,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SEED",
         help="draw the weights that --config asks for instead of loading any, to measure speed",
     )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="low-rank change to merge into the diffusion UNet, such as a few-step student's "
+        "(LCM-LoRA, TCD-LoRA: add --sampler lcm or tcd and --steps 4); may be repeated; default "
+        "weight: 1",
+    )
     parser.add_argument("--licence", default="unknown", help="licence of the weights, recorded")
     parser.add_argument("--text", choices=("none", "fixed", "side"), default="none")
     parser.add_argument("--prompt", default="", help="the text of --text fixed")
@@ -98,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
         help="weights of --vae tiny, in the format of TAESD, TAEF2 or diffusers' AutoencoderTiny; "
         "repeat it for encoder and decoder",
     )
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "fp16", INT8), default="fp32")
+    add_calibration(parser)
     parser.add_argument("--size", default="dynamic", metavar="HxW|dynamic")
     parser.add_argument(
         "--short-edge",
@@ -142,6 +155,8 @@ def _run(arguments: argparse.Namespace) -> Bundle:
             revision=arguments.revision,
             licence=arguments.licence,
             random_seed=arguments.random_weights,
+            loras=tuple(arguments.lora),
+            encodes_text=arguments.text == "fixed",
             tiny=_tiny(arguments),
         ),
     )

@@ -6,6 +6,8 @@ import fnmatch
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from jscc.export.bank import in_bank, shared_settings
 from jscc.export.checkpoint import (
     Checkpoint,
@@ -17,10 +19,11 @@ from jscc.export.checkpoint import (
 )
 from jscc.export.hub import locate
 from jscc.export.load import rename
+from jscc.export.lora import read_lora
 from jscc.export.models.tiny_autoencoder import tiny_names, tiny_shape
 from jscc.export.recognise import Recognised, family_names, find_family, must_match, recognise
 from jscc.export.roles import REFERENCE, by_role, config_path, reference_folder
-from jscc.export.source import CheckpointSource, NetworkFiles, RandomSource
+from jscc.export.source import CheckpointSource, NetworkFiles, RandomSource, configured
 from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError, UsageError
 
@@ -28,8 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
-
+    from jscc.export.lora import Lora
     from jscc.export.source import Config, WeightSource
     from jscc.export.system import System
 
@@ -53,6 +55,9 @@ class Request:
         licence: Of the weights that are not this project's, recorded as given.
         random_seed: Draw the weights that the configurations ask for instead of loading any.
         tiny: Files of a tiny autoencoder, one for each half or both in one.
+        loras: ``FILE[:WEIGHT]`` of each low-rank change to merge into the diffusion UNet.
+        encodes_text: Whether the export encodes a prompt, for which a LoRA's change of a text
+            encoder would be wanted too.
     """
 
     checkpoints: tuple[str, ...] = ()
@@ -62,6 +67,8 @@ class Request:
     licence: str = "unknown"
     random_seed: int | None = None
     tiny: tuple[str, ...] = ()
+    loras: tuple[str, ...] = ()
+    encodes_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,10 +101,11 @@ def gather(system: System, request: Request) -> tuple[WeightSource, Mapping[str,
     Raises:
         CheckpointError: ``E_CKPT_KEYS``, a checkpoint holds weights that no stage takes;
             ``E_CKPT_CONFIG``, there is no configuration and the weights do not tell it;
-            ``E_CKPT_FAMILY``, the weights are not of the family that was named.
+            ``E_CKPT_FAMILY``, the weights are not of the family that was named; or as
+            `jscc.export.lora.read_lora`.
         UsageError: ``E_WEIGHTS``, weights were named and asked to be random; ``E_ROLE``, a role is
             unknown or cannot be told; ``E_FAMILY``, a family is unknown; ``E_REFERENCE``, there
-            are no such reference weights.
+            are no such reference weights; ``E_LORA``, the system has no UNet to change.
     """
     configs = _configs(system, request)
     if request.random_seed is not None:
@@ -118,11 +126,13 @@ def gather(system: System, request: Request) -> tuple[WeightSource, Mapping[str,
     if request.tiny:
         halves, files[TINY] = _tiny(request)
         tensors = merge([tensors, halves])
+    config = _by_role({role: network.config for role, network in networks.items()})
     source = CheckpointSource(
         files,
         tensors,
-        _by_role({role: network.config for role, network in networks.items()}),
+        config,
         next(iter(networks.values())).folder,
+        _loras(system, request, config),
     )
     defaults = {key: value for each in networks.values() for key, value in each.receiver.items()}
     return source, defaults
@@ -135,6 +145,25 @@ def _tiny(request: Request) -> tuple[Mapping[str, torch.Tensor], NetworkFiles]:
     halves = merge(parts)
     tiny_shape(_shapes(halves), " + ".join(request.tiny))
     return add_prefix(halves, f"{TINY}."), NetworkFiles(files, request.licence)
+
+
+def _loras(system: System, request: Request, config: Config) -> tuple[Lora, ...]:
+    """The LoRAs of the request, held to the system's UNet before any long work begins."""
+    if not request.loras:
+        return ()
+    build = system.unet
+    if build is None:
+        raise UsageError(
+            "E_LORA",
+            f"--lora {request.loras[0]}: got a LoRA for a system without a diffusion UNet in the "
+            "latent space, expected none. Leave it out, or use --model diffjscc.",
+        )
+    with torch.device("meta"):
+        prefix, unet = configured(lambda: build(config))
+    return tuple(
+        read_lora(text, prefix, unet, licence=request.licence, encodes_text=request.encodes_text)
+        for text in request.loras
+    )
 
 
 def _by_role(configs: Mapping[str, Config]) -> Config:
@@ -155,12 +184,12 @@ def _configs(system: System, request: Request) -> dict[str, Path]:
 
 
 def _random(system: System, request: Request, configs: Mapping[str, Path]) -> RandomSource:
-    if request.checkpoints:
-        raise UsageError(
-            "E_WEIGHTS",
-            f"--random-weights: got --checkpoint {request.checkpoints[0]} too, expected one of "
-            "them. Drop one.",
-        )
+    for option, names in (("--checkpoint", request.checkpoints), ("--lora", request.loras)):
+        if names:
+            raise UsageError(
+                "E_WEIGHTS",
+                f"--random-weights: got {option} {names[0]} too, expected one of them. Drop one.",
+            )
     if not configs:
         raise UsageError(
             "E_WEIGHTS",

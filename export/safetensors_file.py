@@ -65,6 +65,14 @@ def read_safetensors(file: OpenFile) -> Mapping[str, StoredTensor]:
     return entries
 
 
+def read_metadata(file: OpenFile) -> Mapping[str, str]:
+    """What a file that `read_safetensors` accepts says beside its tensors; only text by name."""
+    header = _parse(file, file.read(8, int.from_bytes(file.read(0, 8), "little")))
+    stated = header.get("__metadata__")
+    pairs = stated.items() if isinstance(stated, dict) else ()
+    return {name: text for name, text in pairs if isinstance(text, str)}
+
+
 def encode_header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     """The bytes in front of the elements of `tensors`, which follow in the same order.
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from jscc.export.checkpoint import Checkpoint, load_into, select
+from jscc.export.lora import Lora, merge_into
 from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError
 from jscc.runtime.manifest import NetworkSource, Source
@@ -111,12 +112,14 @@ class CheckpointSource:
         tensors: All weights of all networks.
         config: The configuration, or one per role.
         folder: Where the first network's configuration lies.
+        loras: What is merged into the weights when they are loaded.
     """
 
     networks: Mapping[str, NetworkFiles]
     tensors: Mapping[str, torch.Tensor]
     config: Config
     folder: Path
+    loras: tuple[Lora, ...] = ()
 
     def has(self, prefix: str) -> bool:
         """Whether any weight lies below `prefix`."""
@@ -130,7 +133,7 @@ class CheckpointSource:
     def load(
         self, build: Callable[[], Module], prefix: str, ignore: tuple[str, ...] = ()
     ) -> Module:
-        """Build on the meta device and assign the checkpoint's tensors."""
+        """Build on the meta device, assign the checkpoint's tensors and merge what changes them."""
         with torch.device("meta"):
             module = configured(build)
         tensors = select(self.tensors, prefix)
@@ -138,6 +141,7 @@ class CheckpointSource:
         network = self.networks.get(role) or next(iter(self.networks.values()))
         where = f"{network.files[0].path.name}, {prefix}*"
         load_into(module, tensors, where=where, ignore=ignore)
+        merge_into(module, [lora for lora in self.loras if lora.prefix == prefix])
         return module.eval().requires_grad_(False)
 
     def same(self, first: str, second: str) -> bool:
@@ -153,8 +157,13 @@ class CheckpointSource:
         }
 
     def describe(self) -> Source:
-        """The manifest's record of this source; of several networks, the hash of their hashes."""
+        """The manifest's record of this source; of several networks, the hash of their hashes.
+
+        Every LoRA counts as a network.
+        """
         each = {role or "model": network.describe() for role, network in self.networks.items()}
+        numbered = {f"lora_{number}": lora for number, lora in enumerate(self.loras, 1)}
+        each |= {name: lora.describe() for name, lora in numbered.items()}
         if len(each) == 1:
             only = next(iter(each.values()))
             return Source(name=only.name, sha256=only.sha256, licence=only.licence)
@@ -163,6 +172,9 @@ class CheckpointSource:
             name=", ".join(f"{role} {network.name}" for role, network in each.items()),
             sha256=hashlib.sha256(hashes.encode()).hexdigest(),
             licence=", ".join(dict.fromkeys(network.licence for network in each.values())),
+            overrides=tuple(
+                f"{name}: {note}" for name, lora in numbered.items() for note in lora.notes
+            ),
             networks=each,
         )
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from torch import nn
 
 from jscc.export import systems
-from jscc.export.source import WeightSource
+from jscc.export.models.unet import Unet
+from jscc.export.source import Config, WeightSource
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import ImageContract, Signal
 from jscc.runtime.manifest_loops import Descent, Loop, LoopStep
@@ -141,6 +142,8 @@ class System:
             `jscc.export.bank`.
         options: What the caller may choose of this system alone (`Options.extra`), name →
             values and default, for humans.
+        unet: Builds the diffusion UNet of a configuration, and says what the names of its weights
+            begin with, where ``--lora`` may change one.
     """
 
     paper: str
@@ -150,6 +153,7 @@ class System:
     ignored: tuple[str, ...] = ()
     banks: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    unet: Callable[[Config], tuple[str, Unet]] | None = None
 
 
 def names() -> tuple[str, ...]:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 TOKENS = 77
 WAVELET_LEVELS = 5
 JSON_LIMIT = 1 << 16  # bytes
+UNET = "model.diffusion_model."
 # In published files, without influence on the penultimate layer's output.
 TEXT_UNUSED = ("attn_mask", "visual.*", "text_projection", "logit_scale", "transformer.resblocks.*")
 # Ancestral sampling from noise with 50 steps is what the method's authors evaluate with.
@@ -302,7 +303,7 @@ def _networks(source: WeightSource, params: Config) -> tuple[Control, Unet]:
     unet = section(params, "unet_config.params")
     return (
         source.load(lambda: Control.from_config(control), "control_model."),
-        source.load(lambda: Unet.from_config(unet), "model.diffusion_model."),
+        source.load(lambda: Unet.from_config(unet), UNET),
     )
 
 
@@ -354,6 +355,11 @@ def _prompt(source: WeightSource, params: Config) -> StageSpec:
         inputs=(Port("context", "float32", ("batch", TOKENS, width)),),
         outputs=(Port("context_kv", "float32", ("batch", TOKENS, _kv_width(params))),),
     )
+
+
+def _unet(config: Config) -> tuple[str, Unet]:
+    """What a LoRA changes; the control module was trained apart from the UNet and stays."""
+    return UNET, Unet.from_config(section(_params(config), "unet_config.params"))
 
 
 def _kv_width(params: Config) -> int:
@@ -455,7 +461,7 @@ SYSTEM = System(
         "first_stage_model.",
         "cond_stage_model.",
         "control_model.",
-        "model.diffusion_model.",
+        UNET,
     ),
     # Left by training and evaluation: the sampler's tables, the captioner, the metric.
     ignored=(
@@ -469,4 +475,5 @@ SYSTEM = System(
         "lpips_metric.*",
         "model_ema.*",
     ),
+    unet=_unet,
 )

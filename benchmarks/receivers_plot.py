@@ -1,0 +1,50 @@
+"""Receivers plot: LPIPS over the seconds of an image, one point for each receiver of a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from jscc.benchmarks.plots import COLOURS, MARKERS, STYLE, add_legend, saved
+from jscc.benchmarks.titles import TITLES
+from jscc.runtime.errors import UsageError
+
+
+def plot_receivers(results: Sequence[Mapping[str, Any]], form: str) -> bytes:
+    """Points from the slowest to the fastest; further to the left and further down is better.
+
+    Raises:
+        UsageError: ``E_PLOT``, no result of ``jscc bench receivers`` with LPIPS is there.
+    """
+    points = [
+        each
+        for result in results
+        if result.get("kind") == "receivers"
+        for each in result["contestants"]
+        if each["lpips"] is not None
+    ]
+    if not points:
+        raise UsageError(
+            "E_PLOT",
+            "results: got none with LPIPS of receivers, expected those of jscc bench receivers "
+            "--images DIR --lpips-weights DIR. Record one.",
+        )
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(6.6, 4.2))
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for index, each in enumerate(points):
+            axes.plot(
+                each["wall_s"]["median"],
+                each["lpips"],
+                linestyle="none",
+                marker=MARKERS[index % len(MARKERS)],
+                color=COLOURS[index % len(COLOURS)],
+                label=each["name"],
+            )
+        axes.set_xscale("log")
+        axes.set(xlabel="s per image", ylabel=TITLES["lpips"])
+        add_legend(figure, axes, 2)
+        return saved(figure, form)

@@ -1,0 +1,117 @@
+"""jscc bench receivers: contestants take turns on the same symbols, quality beside speed."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+import tiny_convolutions
+from alexnet_weights import random_weights
+from jscc.__main__ import main
+from jscc.benchmarks.receivers import Contestant, parse_contestant
+from jscc.calibration.lpips import LPIPS_FILES
+
+
+@pytest.fixture(scope="module")
+def looped(tmp_path_factory):
+    return tiny_convolutions.write_looped(tmp_path_factory.mktemp("looped") / "loop.jscc")
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, pixels in tiny_convolutions.photos(2).items():
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def measured(tmp_path, *arguments):
+    path = tmp_path / "result.json"
+    command = ["bench", "receivers", *map(str, arguments), "--threads", "1", "--json", str(path)]
+    assert main(command) == 0
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_contestant_is_a_bundle_and_its_settings():
+    found = parse_contestant("out/a.jscc,engine=torch,steps=100,turns=1,label=official")
+    assert (found.path.name, found.engine, found.steps, found.turns) == ("a.jscc", "torch", 100, 1)
+    assert str(found) == "official"
+    assert str(parse_contestant("out/a.jscc,steps=4,sampler=ddim")) == "a, ddim, 4 steps"
+    assert parse_contestant("a.jscc") == Contestant(found.path.__class__("a.jscc"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a.jscc,size=4", "got 'size=4'"),
+        ("a.jscc,steps", "got 'steps'"),
+        ("a.jscc,steps=1,steps=2", "got 'steps=2'"),
+        ("a.jscc,engine=cuda", "got engine 'cuda'"),
+    ],
+)
+def test_other_settings_are_refused(text, shown):
+    with pytest.raises(argparse.ArgumentTypeError, match=shown):
+        parse_contestant(text)
+
+
+def test_all_take_turns_on_the_same_symbols(looped, images, tmp_path, capsys):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for file in LPIPS_FILES:
+        save_file(random_weights(), weights / file)
+    contestants = (f"{looped.path},steps=3", f"{looped.path},steps=3,label=same")
+    contestants += (f"{looped.path},steps=1,turns=1",)
+    more = ("--images", images, "--turns", 3, "--lpips-weights", weights, "--snr", 5)
+    result = measured(tmp_path, *contestants, *more)
+    capsys.readouterr()
+    first, same, short = result["contestants"]
+    assert [each["turns"] for each in result["contestants"]] == [3, 3, 1]
+    assert [each["steps"] for each in result["contestants"]] == [3, 3, 1]
+    assert same["psnr_to_first_db"] is None  # equal to the last bit, so infinite
+    assert short["psnr_to_first_db"] > 5
+    assert same["psnr_db"] == first["psnr_db"]
+    assert same["lpips"] == first["lpips"] > 0
+    assert first["faster"]["min"] <= 1 <= first["faster"]["max"]
+    assert set(first["stages_ms"]) >= {"decode", "denoise", "total"}
+    assert result["snr_db"] == 5
+
+
+def test_ratios_are_those_of_the_times(looped, tmp_path, capsys):
+    pair = (looped.path, f"{looped.path},steps=2")
+    result = measured(tmp_path, *pair, "--size", "32x40", "--turns", 3)
+    assert "times as fast" in capsys.readouterr().out
+    base, other = result["contestants"]
+    ratio = base["wall_s"]["median"] / other["wall_s"]["median"]
+    assert other["faster"]["median"] == pytest.approx(ratio)
+    assert other["psnr_db"] is None
+    assert result["size"] == [32, 40]
+
+
+def test_two_of_one_name_are_refused(looped, capsys):
+    assert main(["bench", "receivers", str(looped.path), str(looped.path)]) == 2
+    assert "got 'loop' twice, expected different ones" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_pytorch_s_own_loop_receives_the_same_picture(tmp_path, capsys):
+    """The modules that a bundle was exported from stand behind the same seam as an engine."""
+    from jscc.export.cli import main as export
+
+    path = tmp_path / "codec.jscc"
+    checkpoint = "reference:af-96"
+    assert export(["--model", "deepjscc", "--checkpoint", checkpoint, "-o", str(path)]) == 0
+    folder = tmp_path / "images"
+    folder.mkdir()
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(picture).resize((64, 64)).save(folder / "a.png")
+    pair = (f"{path},engine=torch", path)
+    more = ("--images", folder, "--turns", 1, "--checkpoint", checkpoint)
+    result = measured(tmp_path, *pair, *more)
+    capsys.readouterr()
+    official, ours = result["contestants"]
+    assert official["engine"].startswith("torch ")
+    assert ours["psnr_to_first_db"] is None or ours["psnr_to_first_db"] > 60
