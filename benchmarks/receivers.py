@@ -170,7 +170,7 @@ def run(options: argparse.Namespace) -> int:
     first = Bundle.open(options.contestants[0].path)
     heard, images = _heard(first, options)
     del first
-    loaded = [_load(each, options, threads) for each in options.contestants]
+    loaded = _load_all(options.contestants, options, threads)
     progress = Progress("jscc bench receivers")
     try:
         for turn in range(options.turns):
@@ -216,13 +216,20 @@ def _heard(bundle: Bundle, options: argparse.Namespace) -> tuple[list[Heard], ob
     return heard, describe_images(files)
 
 
-def _load(
-    contestant: Contestant, options: argparse.Namespace, threads: int
-) -> tuple[Receiver, Runs, dict[str, object]]:
-    bundle = Bundle.open(contestant.path)
-    begun = time.perf_counter()
-    receiver = Receiver(bundle, backend=_backend(contestant, bundle, options, threads))
-    return receiver, Runs(time.perf_counter() - begun), describe_bundle(bundle)
+def _load_all(
+    contestants: Sequence[Contestant], options: argparse.Namespace, threads: int
+) -> list[tuple[Receiver, Runs, dict[str, object]]]:
+    """A receiver for each; those that differ in settings only share one."""
+    known: dict[tuple[Path, str], tuple[Receiver, float, dict[str, object]]] = {}
+    for contestant in contestants:
+        key = (contestant.path, contestant.engine)
+        if key not in known:
+            bundle = Bundle.open(contestant.path)
+            begun = time.perf_counter()
+            receiver = Receiver(bundle, backend=_backend(contestant, bundle, options, threads))
+            known[key] = receiver, time.perf_counter() - begun, describe_bundle(bundle)
+    parts = [known[contestant.path, contestant.engine] for contestant in contestants]
+    return [(receiver, Runs(load_s), described) for receiver, load_s, described in parts]
 
 
 def _backend(

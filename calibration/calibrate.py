@@ -18,7 +18,7 @@ from jscc.calibration.collect import Collected, collect, send_all
 from jscc.calibration.graph import drop_unused, read_graph
 from jscc.calibration.half import convert_to_half, overflowing
 from jscc.calibration.layers import Layer, kept, layers_of
-from jscc.calibration.quantize import quantise
+from jscc.calibration.quantize import quantise, rounding_error, store_weights
 from jscc.calibration.rewrite import Place, rewrite
 from jscc.calibration.search import Found, Key, search
 from jscc.calibration.sensitivity import sensitivity
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from jscc.calibration.lpips import Lpips
     from jscc.calibration.trials import Budget, Cost
 
-PRECISIONS = ("int8", "fp16")
+INT8, FP16 = "int8", "fp16"
+WEIGHTS = "weights-int8"  # eight bits on disk, float32 from the moment they are loaded
+PRECISIONS = (INT8, FP16, WEIGHTS)
 FULL = "fp32"
 
 
@@ -182,7 +184,7 @@ def record_of(
         **describe,
         "made_by": f"jscc-edge {metadata.version('jscc-edge')}",
         "precision": order.precision,
-        "estimator": order.estimator if order.precision == "int8" else None,
+        "estimator": order.estimator if order.precision == INT8 else None,
         "smoothing": order.smoothing,
         "channel": order.grid.channel,
         "snrs_db": list(order.grid.snrs_db),
@@ -268,7 +270,7 @@ class _Work:
 
         found = search(worst_first, cost_of, order.budget)
         nothing = found is not None and len(found.returned) == len(worst_first)
-        if found is None or (nothing and order.precision == "int8"):
+        if found is None or (nothing and order.precision != FP16):
             raise DataError(
                 "E_BUDGET",
                 f"--budget: got a budget that no layer's conversion meets, of {len(worst_first)} "
@@ -292,12 +294,14 @@ class _Work:
         )
 
     def _collect(self, bundle: Bundle, stages: Sequence[str]) -> Collected:
+        if self._order.precision == WEIGHTS:  # their rounding depends on nothing that is received
+            return Collected()
         collected = collect(
             bundle,
             stages,
             self._airings,
             self._order.grid,
-            everything=self._order.precision == "fp16",
+            everything=self._order.precision == FP16,
             threads=self._order.threads,
             progress=self._progress,
         )
@@ -341,7 +345,7 @@ class _Work:
                 layers,
                 model.graph.outputs,
                 order.keep,
-                usual=order.deny and order.precision == "int8",
+                usual=order.deny and order.precision == INT8,
             )
             reasons |= {(stage, name): why for name, why in held.items()}
             chosen[stage] = tuple(layer.name for layer in layers if layer.name not in held)
@@ -353,7 +357,14 @@ class _Work:
     ) -> dict[Key, float]:
         """How sensitive each layer is, by the first image at every SNR."""
         order = self._order
-        if order.precision == "fp16":
+        if order.precision == WEIGHTS:
+            return {
+                (stage, layer.name): rounding_error(layer)
+                for stage in self._stages
+                for layer in layers_of(read_graph(base, stage))
+                if layer.name in chosen[stage]
+            }
+        if order.precision == FP16:
             return {
                 (stage, layer.name): collected.ranges[stage][str(layer.output.name)].largest
                 for stage in self._stages
@@ -395,9 +406,11 @@ class _Work:
             model = read_graph(base, stage)
             layers: dict[str, Layer] = {layer.name: layer for layer in layers_of(model)}
             wanted = [layers[name] for name in chosen[stage] if (stage, name) not in returned]
-            if self._order.precision == "fp16":
+            if self._order.precision == FP16:
                 exact = [layer for layer in layers.values() if layer not in wanted]
                 convert_to_half(model, overflowing(collected.ranges.get(stage, {})), exact)
+            elif wanted and self._order.precision == WEIGHTS:
+                store_weights(model, wanted)
             elif wanted:
                 quantise(model, wanted, self._steps(collected, stage))
             elif base is self._source:

@@ -81,7 +81,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="in full precision")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="weights-int8 is for small files only: it computes in float32 (default int8)",
+    )
     add_output(parser, "OUT.jscc", "bundle to write")
     parser.add_argument("--single-file", action="store_true", help="write one file, not a folder")
     parser.add_argument(

@@ -83,6 +83,22 @@ def quantise(model: ir.Model, layers: Iterable[Layer], scale_of: Callable[[str],
             rounded.add(_round_output(model, layer.output, step, zero))
 
 
+def store_weights(model: ir.Model, layers: Iterable[Layer]) -> None:
+    """Write the weights of `layers` in eight bits, to be dequantised once, when they are loaded."""
+    for layer in layers:
+        layer.node.replace_input_with(1, _stored(model, layer))
+
+
+def rounding_error(layer: Layer) -> float:
+    """Power of the weights' rounding error over the power of the weights."""
+    exact = array_of(layer.weight)
+    power = float(np.sum(np.square(exact), dtype=np.float64))
+    if power == 0.0:
+        return 0.0
+    off = quantise_weights(exact, layer.out_axis).floats - exact
+    return float(np.sum(np.square(off), dtype=np.float64)) / power
+
+
 def _stored(model: ir.Model, layer: Layer) -> ir.Value:
     """The layer's weights, in eight bits and dequantised in the graph."""
     weight = layer.weight

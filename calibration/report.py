@@ -11,6 +11,8 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jscc.calibration.calibrate import FP16, INT8, WEIGHTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -29,6 +31,12 @@ _STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "jscc",
 }
+_MOST_STEPS = 12
+_RANKED_BY = {
+    INT8: "rounding error / output power",
+    FP16: "largest value",
+    WEIGHTS: "rounding error / weights' power",
+}
 _MOST_ROWS = 20  # of layers that kept their precision from the start
 
 
@@ -46,19 +54,11 @@ def markdown(outcome: Outcome, plot: str) -> str:
         f"{outcome.bundle.manifest.system}, {outcome.bundle.manifest.variant}: "
         f"{before:.2f} MiB in full precision, {after:.2f} MiB now.",
         "",
-        f"- Measured on {collected.receptions} receptions at "
-        f"{_list(f'{snr:g}' for snr in order.grid.snrs_db)} dB"
-        + (
-            f" and {len(collected.timesteps)} time steps"
-            f" ({_list(f'{t:g}' for t in sorted(collected.timesteps, reverse=True)[:12])})"
-            if collected.timesteps
-            else ""
-        )
-        + f"; stage runs: {_list(f'{k} {v}' for k, v in collected.evaluations.items())}.",
+        *([_measured(outcome)] if collected.receptions else []),
         f"- Tried on {outcome.tried} receptions of other images, with the same symbols and noise.",
         f"- {converted / 1e6:.3g} of {total / 1e6:.3g} million weights are converted.",
     ]
-    if order.precision == "int8":
+    if order.precision == INT8:
         smoothing = f", SmoothQuant with α = {order.smoothing:g}" if order.smoothing else ""
         lines.append(f"- Ranges by {order.estimator}{smoothing}; weights per output feature.")
     lines += ["", f"![Sensitivity and ranges]({plot})", "", "## Attempts", ""]
@@ -66,6 +66,19 @@ def markdown(outcome: Outcome, plot: str) -> str:
     lines += ["", "## Cost by SNR", "", *_by_snr(outcome.cost)]
     lines += ["", "## Layers", "", *_layers(outcome)]
     return "\n".join(lines) + "\n"
+
+
+def _measured(outcome: Outcome) -> str:
+    collected = outcome.collected
+    snrs_db = _list(f"{snr:g}" for snr in outcome.order.grid.snrs_db)
+    steps = sorted(collected.timesteps, reverse=True)
+    shown = _list(f"{step:g}" for step in steps[:_MOST_STEPS])
+    visited = f" and {len(steps)} time steps ({shown})" if steps else ""
+    runs = _list(f"{name} {count}" for name, count in collected.evaluations.items())
+    return (
+        f"- Measured on {collected.receptions} receptions at {snrs_db} dB{visited}; "
+        f"stage runs: {runs}."
+    )
 
 
 def picture(outcome: Outcome) -> bytes:
@@ -129,7 +142,7 @@ def _draw_sensitivity(axes: Axes, outcome: Outcome) -> None:
     axes.bar(range(len(values)), values, color=colours, width=1.0)
     if values:
         axes.set_yscale("log")
-    what = "rounding error / output power" if outcome.order.precision == "int8" else "largest value"
+    what = _RANKED_BY[outcome.order.precision]
     axes.set(xlabel="layer, worst first", ylabel=what)
     axes.set_title(f"{outcome.order.precision}; orange: given back")
 
@@ -139,6 +152,9 @@ def _draw_grid(axes: Axes, outcome: Outcome) -> None:
     every = [r for stage in outcome.collected.ranges.values() for r in stage.values()]
     looped = [r for r in every if any(step is not None for _, step in r.cells)]
     shown = looped or every
+    if not shown:
+        axes.set_axis_off()
+        return
     snrs = sorted({snr for r in shown for snr, _ in r.cells})
     steps = sorted(
         {step for r in shown for _, step in r.cells}, key=lambda s: -1 if s is None else s

@@ -318,6 +318,9 @@ def _options(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    if b"DequantizeLinear" in graph and b"QuantizeLinear" not in graph:
+        # Eight-bit weights of a float network: made float32 now, once, instead of in every run.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if watched:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if external:

@@ -5,6 +5,8 @@ from types import MappingProxyType
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 import tiny_bundle
@@ -13,8 +15,11 @@ import tiny_descent
 from jscc.calibration import calibrate as calibrate_module
 from jscc.calibration.calibrate import Images, Order, calibrate, convertible
 from jscc.calibration.collect import Grid
+from jscc.calibration.graph import array_of, read_graph
+from jscc.calibration.layers import layers_of
 from jscc.calibration.rewrite import Place
 from jscc.calibration.trials import Budget
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.errors import DataError, OutputError, UsageError
 from jscc.runtime.manifest_loops import Regime
@@ -238,3 +243,48 @@ def test_the_destination_is_looked_at_before_any_work(looped, tmp_path):
     np.testing.assert_array_equal(
         Bundle.open(taken.path).tensor("selftest_image"), taken.tensor("selftest_image")
     )
+
+
+def test_weights_alone_in_eight_bits_are_floats_again_in_the_engine(looped, tmp_path):
+    """Every weight is within half a step; nothing else is rounded, and no run dequantises."""
+    outcome = calibrated(looped, order_of(tmp_path, precision="weights-int8"))
+    bundle = outcome.bundle
+    assert bundle.manifest.precision == "weights-int8"
+    assert outcome.collected.receptions == 0
+    assert "QuantizeLinear" not in operators(bundle, "denoise")
+    exact = {layer.name: layer for layer in layers_of(read_graph(looped, "denoise"))}
+    stored = read_graph(bundle, "denoise").graph.initializers
+    for name, layer in exact.items():
+        weight = array_of(layer.weight)
+        integers = stored[f"{layer.weight.name}_int8"].const_value.numpy()
+        steps = stored[f"{layer.weight.name}_step"].const_value.numpy()
+        shape = [1] * weight.ndim
+        shape[layer.out_axis] = -1
+        off = np.abs(integers * steps.reshape(shape) - weight)
+        assert (off <= 0.5001 * steps.reshape(shape)).all(), name
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    path = tmp_path / "plain.onnx"
+    ir.save(read_graph(bundle, "decode"), path)
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    optimised = onnx.load(tmp_path / "optimised.onnx")
+    assert "DequantizeLinear" not in {node.op_type for node in optimised.graph.node}
+
+
+def test_the_backend_asks_the_engine_for_that(looped, tmp_path, monkeypatch):
+    outcome = calibrated(looped, order_of(tmp_path, precision="weights-int8"))
+    seen = []
+    original = ort.SessionOptions.add_session_config_entry
+
+    def noted(options, key, value):
+        seen.append((key, value))
+        return original(options, key, value)
+
+    monkeypatch.setattr(ort.SessionOptions, "add_session_config_entry", noted)
+    Receiver(outcome.bundle, backend=OnnxRuntimeBackend(threads=1))
+    assert ("session.disable_quant_qdq", "1") in seen
+    seen.clear()
+    int8 = calibrated(looped, order_of(tmp_path, place=Place(tmp_path / "i.jscc")))
+    Receiver(int8.bundle, backend=OnnxRuntimeBackend(threads=1))
+    assert "session.disable_quant_qdq" not in {key for key, _ in seen}
