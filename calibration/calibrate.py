@@ -27,6 +27,7 @@ from jscc.calibration.trials import Trials
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.errors import DataError, UsageError
+from jscc.runtime.sides import host_sides
 from jscc.runtime.transmitter import Transmitter
 from jscc.runtime.write import check_destination
 
@@ -220,6 +221,19 @@ def _checked(source: Bundle, order: Order) -> tuple[str, ...]:
         raise UsageError(
             "E_CALIBRATE", "--budget: got none, expected psnr=, lpips= or agreement=. Give one."
         )
+    if order.smoothing is not None and order.precision != INT8:
+        raise UsageError(
+            "E_CALIBRATE",
+            f"--smooth: got it with precision {order.precision}, expected {INT8}: nothing else "
+            "rounds activations. Leave it out.",
+        )
+    host = host_sides(source.manifest)
+    if host:
+        raise UsageError(
+            "E_CALIBRATE",
+            f"bundle: got one whose receiver is given {', '.join(sorted(host))} by its host, "
+            "expected one that needs the symbols alone. Export it without.",
+        )
     there = source.manifest.receiver_stages
     stages = order.stages if order.stages is not None else convertible(source)
     unknown = [name for name in stages if name not in there]
@@ -260,12 +274,25 @@ class _Work:
         collected = self._collect(base, self._stages)
         kept_layers, chosen, parameters = self._choose(base)
         ranks = self._rank(base, collected, chosen)
+        if not any(chosen.values()):
+            raise UsageError(
+                "E_CALIBRATE",
+                f"stages: got {', '.join(self._stages)} without a layer to convert, expected some. "
+                "Name other stages, or keep fewer layers.",
+            )
         worst_first = sorted(ranks, key=lambda key: ranks[key], reverse=True)
 
         def cost_of(returned: frozenset[Key]) -> Cost:
             draft = Place(self._scratch / "trial.jscc", overwrite=True)
             models = self._models(base, collected, chosen, returned)
-            bundle = rewrite(source, models, draft, precision=order.precision, calibration=None)
+            bundle = rewrite(
+                source,
+                models,
+                draft,
+                precision=order.precision,
+                calibration=None,
+                threads=order.threads,
+            )
             return trials.cost(bundle)
 
         found = search(worst_first, cost_of, order.budget)
@@ -277,8 +304,19 @@ class _Work:
                 "tried. Allow more, or calibrate other stages.",
             )
         models = self._models(base, collected, chosen, frozenset(found.returned))
-        record = record_of(order, collected, kept_layers, found, trials.receptions, describe)
-        bundle = rewrite(source, models, order.place, precision=order.precision, calibration=record)
+        earlier = source.manifest.calibration or {}
+        record = {
+            **earlier,
+            **record_of(order, collected, kept_layers, found, trials.receptions, describe),
+        }
+        bundle = rewrite(
+            source,
+            models,
+            order.place,
+            precision=order.precision,
+            calibration=record,
+            threads=order.threads,
+        )
         sizes = (_mib(source), _mib(bundle))
         return Outcome(
             bundle,

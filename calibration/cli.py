@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import resource
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +12,14 @@ from jscc.calibration.air import CHANNELS
 from jscc.calibration.calibrate import PRECISIONS, Images, Order, Outcome, calibrate
 from jscc.calibration.collect import Grid
 from jscc.calibration.images import describe_images, find_images, read_image
-from jscc.calibration.lpips import load_lpips
+from jscc.calibration.lpips import LPIPS_MIN_SIDE, load_lpips
 from jscc.calibration.ranges import ESTIMATORS
 from jscc.calibration.rewrite import Place
 from jscc.calibration.trials import Budget
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_output, make_parser, positive, seed
 from jscc.runtime.errors import UsageError
+from jscc.runtime.machine import peak_rss_mib
 from jscc.runtime.output_files import check_destination, write_file
 from jscc.runtime.terminal import Progress, notice, say
 
@@ -40,6 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     report = options.report or options.output.with_suffix(".calibration.md")
     plot = report.with_suffix(".svg")
+    if report == plot:
+        raise UsageError(
+            "E_CALIBRATE",
+            f"--report: got {report.name!r}, expected a name that does not end in .svg: the plot "
+            "takes it. Write out.md.",
+        )
     for file in (report, plot):
         check_destination(file, force=options.force)
     source = Bundle.open(options.bundle)
@@ -53,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     files = find_images(options.images, options.limit)
     images = split_images(files, options.crop)
+    if budget.lpips is not None:
+        check_sizes(images)
     order = _order(options, source.manifest, budget)
     progress = Progress("jscc calibrate")
     try:
@@ -80,7 +88,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "first, until the budget holds on images that were not measured.",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="in full precision")
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="three or more that no network was trained on; every third is held back to try on",
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -113,7 +127,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"default: {_POINTS} points of the range that the bundle was trained on",
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="of loops (default: its own)")
-    parser.add_argument("--channel", choices=CHANNELS, default=CHANNELS[0])
+    parser.add_argument(
+        "--channel", choices=CHANNELS, default=CHANNELS[0], help=f"default {CHANNELS[0]}"
+    )
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default 0")
     parser.add_argument(
         "--stages", type=_names, metavar="NAME,…", help="default: the receiver's, but gradients"
@@ -201,6 +217,21 @@ def split_images(files: Sequence[Path], crop: int) -> Images:
     return Images(measured, tried)
 
 
+def check_sizes(images: Images) -> None:
+    """Refuse images that LPIPS cannot be taken of.
+
+    Raises:
+        UsageError: ``E_IMAGES``.
+    """
+    for name, image in images.tried.items():
+        if min(image.shape[:2]) < LPIPS_MIN_SIDE:
+            raise UsageError(
+                "E_IMAGES",
+                f"--images: got {name!r} of {image.shape[0]}x{image.shape[1]} pixels with lpips= "
+                f"in the budget, expected {LPIPS_MIN_SIDE} or more on each side. Take larger ones.",
+            )
+
+
 def middle(image: Image, crop: int) -> Image:
     """The middle of `image`, at most `crop` pixels on each side."""
     height, width = image.shape[:2]
@@ -238,14 +269,15 @@ def _summary(outcome: Outcome, seconds: float) -> str:
     cost = outcome.cost
     before, after = outcome.sizes
     lpips = "" if cost.lpips is None else f", {cost.lpips:+.4f} LPIPS"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    peak = peak_rss_mib()
+    memory = "" if peak is None else f", peak memory {peak / 1024:.2f} GiB"
     return (
         f"{outcome.bundle.path}: {outcome.order.precision}, {after:.2f} MiB (was {before:.2f})\n"
         f"  costs {cost.psnr:.3f} dB PSNR{lpips}; {cost.agreement_db:.2f} dB to full precision\n"
         f"  {len(outcome.kept)} layers kept full precision, {len(outcome.found.returned)} more "
         f"were given it back by {len(outcome.found.trials)} attempts\n"
         f"  measured on {outcome.collected.receptions} receptions, tried on {outcome.tried}\n"
-        f"  {seconds:.0f} s, peak memory {peak:.2f} GiB"
+        f"  {seconds:.0f} s{memory}"
     )
 
 

@@ -147,7 +147,7 @@ def collect(
             return ()
         watched = watched_tensors(model)
         if everything:
-            watched |= dict.fromkeys(half_tensors(model))
+            watched = dict.fromkeys(half_tensors(model)) | watched
         collected.ranges[stage] = {name: Ranges(axis) for name, axis in watched.items()}
         return tuple(watched)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jscc.calibration.ranges import Ranges
 
 LARGEST = 65504.0  # of float16
+SMALLEST = 6e-8  # of float16, rounded up; a smaller constant, such as a norm's, would become 0
 MARGIN = 4.0  # an image that was not calibrated with may reach so many times as far
 
 HALF_OPS = frozenset(
@@ -136,9 +137,16 @@ def _is_half(node: ir.Node, overflow: Collection[str]) -> bool:
         return False
     values = [value for value in (*node.inputs[:1], *node.outputs) if value is not None]
     floats = [value for value in values if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)]
-    return bool(floats) and not any(
-        value.name in overflow for value in (*node.inputs, *node.outputs) if value
-    )
+    every = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    lost = any(value.name in overflow or _is_too_small(value) for value in every)
+    return bool(floats) and not lost
+
+
+def _is_too_small(value: ir.Value) -> bool:
+    """Whether it is a single number that float16 would take for 0."""
+    if not value.is_initializer() or value.const_value is None or value.const_value.size != 1:
+        return False
+    return value.dtype == ir.DataType.FLOAT and 0 < abs(float(array_of(value).item())) < SMALLEST
 
 
 def _halve(

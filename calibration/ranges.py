@@ -151,6 +151,8 @@ def _entropy(ranges: Ranges, largest: float) -> float:
     Szymon Migacz, "8-bit Inference with TensorRT", GTC 2017, slides 29 to 38.
     """
     _, counts = ranges.magnitudes()
+    # Zeros, of which a rectifier makes half of all values, are exact whatever the clipping point.
+    counts[0] = min(counts[0], counts[1])
     width = ranges.top / BINS
     last = min(BINS, math.ceil(largest / width))
     first = min(last, LEVELS + 1)

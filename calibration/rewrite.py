@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from jscc.calibration.graph import write_graph
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.declared import needed_format
 from jscc.runtime.receiver import Receiver
@@ -43,6 +46,7 @@ def rewrite(
     *,
     precision: str,
     calibration: Mapping[str, object] | None,
+    threads: int | None = None,
 ) -> Bundle:
     """Write `source` with the graphs of `models` in place of its own.
 
@@ -75,6 +79,7 @@ def rewrite(
             },
             precision=precision,
             calibration=calibration,
+            quality=source.manifest.quality if precision == source.manifest.precision else None,
             parity={k: v for k, v in source.manifest.parity.items() if k not in models},
             files={},
         )
@@ -82,11 +87,10 @@ def rewrite(
         test = manifest.selftest
         if test is not None:
             draft = write_bundle(folder / "draft.jscc", manifest, files)
-            known = Receiver(draft, selftest=False).receive_known(draft)
+            backend = OnnxRuntimeBackend(threads=threads)
+            known = Receiver(draft, backend=backend, selftest=False).receive_known(draft)
             del draft
-            image = folder / "known.npy"
-            np.save(image, known, allow_pickle=False)
-            files[manifest.tensors[test.image].file] = image
+            files[manifest.tensors[test.image].file] = npy_bytes(known)
         return write_bundle(
             place.path,
             manifest,
@@ -94,6 +98,13 @@ def rewrite(
             single_file=place.single_file,
             overwrite=place.overwrite,
         )
+
+
+def npy_bytes(array: npt.NDArray[np.uint8]) -> bytes:
+    """A file of a bundle that holds `array`."""
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    return data.getvalue()
 
 
 def _replaced(source: Bundle, models: Mapping[str, object]) -> set[str]:

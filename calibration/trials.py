@@ -11,6 +11,7 @@ from jscc.calibration.collect import receive
 from jscc.calibration.lpips import LPIPS_MIN_SIDE, Lpips
 from jscc.calibration.metrics import psnr_db
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.errors import ImageError
 from jscc.runtime.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Budget:
         return self.agreement is None or cost.agreement_db >= self.agreement
 
 
+BROKEN = Cost(math.inf, None, 0.0, {})  # no image came out at all
+
+
 class Trials:
     """Receives the same symbols with one bundle after the other.
 
@@ -102,12 +106,17 @@ class Trials:
         return len(self._airings)
 
     def cost(self, bundle: Bundle) -> Cost:
-        """What `bundle` costs."""
+        """What `bundle` costs; `BROKEN` where one of its images is none."""
         receiver = Receiver(bundle, backend=self._backend, selftest=False)
         losses: dict[float, list[tuple[float, float | None]]] = {}
         agreements = []
         for airing, exact, known in zip(self._airings, self._exact, self._known, strict=True):
-            image = self._received(receiver, airing)
+            try:
+                image = self._received(receiver, airing)
+            except ImageError as error:
+                if error.code != "E_DECODE_NONFINITE":
+                    raise
+                return BROKEN  # an overflow: this attempt is over, and fails any budget
             psnr, lpips = self._figures(airing, image)
             rise = None if lpips is None or known[1] is None else lpips - known[1]
             snr_db = airing.received.csi.snr_db

@@ -1,11 +1,11 @@
 """Tune: how many steps, from where and at which noise levels, fitted to a bundle and stored in it.
 
 Two things are fitted on images that no network was trained on. *Levels*: for a number of steps, the
-noise levels whose received images have the least LPIPS, by coordinate descent from evenly spaced
-ones. *Regimes*: for each SNR, the fewest steps (0: the codec's image as it is) whose mean LPIPS is
-close to the best; where the channel is good, repainting may only do harm. What is fitted is then
-held against images that it was not fitted on, and a regime that is worse there than the codec alone
-is given up.
+noise levels whose received images have the least LPIPS, by coordinate descent from those that the
+bundle takes by itself. *Regimes*: for each SNR, the fewest steps (0: the codec's image as it is)
+whose mean LPIPS is close to the best; where the channel is good, repainting may only do harm. What
+is fitted is then held against other images, which decide one thing only: levels that are no better
+there are dropped, and a regime that is worse there than the codec alone is given up.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from typing import TYPE_CHECKING, Literal
 
 from jscc.calibration.lpips import Features, Lpips
 from jscc.calibration.metrics import psnr_db
+from jscc.calibration.rewrite import npy_bytes
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle, write_bundle
+from jscc.runtime.commands.simulate import codec_alone
 from jscc.runtime.declared import needed_format
 from jscc.runtime.errors import UsageError
-from jscc.runtime.manifest_loops import Loop, LoopStep, Regime
+from jscc.runtime.manifest_loops import Loop, Regime
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.schedule import schedule_from
-from jscc.runtime.spacing import linspace
+from jscc.runtime.sides import host_sides
+from jscc.runtime.table import table_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from jscc.calibration.collect import Airing
     from jscc.calibration.rewrite import Place
-    from jscc.runtime.ports import Port
 
-IMAGE = (3, "height", "width")
 SLACK = 0.01  # share of the best LPIPS that fewer steps may cost
 SHARES = (0.25, 0.5, 0.75)  # of the schedule, that a received start may run
 FIRST_MOVE = 0.16  # of the schedule, by which a level is moved at first; then halved
@@ -76,7 +78,7 @@ class Tuned:
     Attributes:
         bundle: The result.
         levels: By number of steps, ascending noise levels.
-        level_figures: By number of steps, mean LPIPS with evenly spaced levels and with these, on
+        level_figures: By number of steps, mean LPIPS with the levels of before and with these, on
             the images that were held back.
         regimes: One per SNR.
         tried: By SNR, every way and its figures on the images that were fitted.
@@ -133,38 +135,36 @@ def tune(
         UsageError: ``E_TUNE``, the bundle has no loop behind a codec's image.
         JsccError: What receiving raises.
     """
-    name, loop, alone = _loop_of(source)
-    ways = _ways(loop, order.steps)
-    judge = _Judge(source, alone, lpips, order.threads, progress)
+    name, loop, codec = _checked(source)
+    judge = _Judge(source, codec, lpips, order.threads, progress)
     levels: dict[int, tuple[int, ...]] = {}
     level_figures: dict[int, tuple[float, float]] = {}
     for steps in order.level_steps:
-        even, found = _find_levels(judge, loop, steps, fitted)
-        before = judge.figures(held, Way(steps), even).lpips
+        found = _find_levels(judge, loop, steps, fitted)
+        before = judge.figures(held, Way(steps)).lpips
         after = judge.figures(held, Way(steps), found).lpips
         level_figures[steps] = (before, after)
         if after < before:
             levels[steps] = found
-    tried, chosen = {}, {}
+
+    def levels_of(way: Way) -> tuple[int, ...] | None:
+        return levels.get(way.steps) if way.start == "noise" else None
+
+    tried, chosen, checked = {}, {}, {}
     for snr_db, group in _by_snr(fitted).items():
-        tried[snr_db] = {
-            way: judge.figures(group, way, levels.get(way.steps) if way.start == "noise" else None)
-            for way in ways
-        }
+        ways = _ways(loop, order.steps)
+        tried[snr_db] = {way: judge.figures(group, way, levels_of(way)) for way in ways}
         chosen[snr_db] = choose(tried[snr_db])
-    held_figures = {}
     for snr_db, group in _by_snr(held).items():
-        codec = judge.figures(group, Way(0), None)
-        way = chosen[snr_db]
-        received = judge.figures(
-            group, way, levels.get(way.steps) if way.start == "noise" else None
-        )
-        if received.lpips > codec.lpips:
-            chosen[snr_db], received = Way(0), codec
-        held_figures[snr_db] = (codec, received)
+        alone, way = judge.figures(group, Way(0)), chosen[snr_db]
+        received = judge.figures(group, way, levels_of(way))
+        if received.lpips > alone.lpips:
+            chosen[snr_db], received = Way(0), alone
+        checked[snr_db] = (alone, received)
     regimes = regimes_of(chosen)
-    bundle = _write(source, name, alone, regimes, levels, order, describe)
-    return Tuned(bundle, levels, level_figures, regimes, tried, held_figures)
+    alone_name = codec.manifest.image_output
+    bundle = _write(source, name, alone_name, regimes, levels, order, describe)
+    return Tuned(bundle, levels, level_figures, regimes, tried, checked)
 
 
 def choose(tried: Mapping[Way, Figures]) -> Way:
@@ -182,38 +182,32 @@ class _Judge:
     def __init__(
         self,
         bundle: Bundle,
-        alone: str,
+        codec: Bundle,
         lpips: Lpips,
         threads: int | None,
         progress: Callable[[str], None],
     ) -> None:
         backend = OnnxRuntimeBackend(threads=threads)
         self._receiver = Receiver(bundle, backend=backend, selftest=False)
-        codec = dataclasses.replace(
-            bundle.manifest,
-            program=_before_loop(bundle),
-            image_output=alone,
-            loops={},
-            side_inputs=(),
-            selftest=None,
-        )
-        self._codec = Receiver(
-            dataclasses.replace(bundle, manifest=codec), backend=backend, selftest=False
-        )
+        self._codec = Receiver(codec, backend=backend, selftest=False)
+        self._codec_sides = codec.manifest.side_inputs
         self._lpips = lpips
         self._progress = progress
         self._taps: dict[str, Features] = {}
 
     def figures(
-        self, airings: Sequence[Airing], way: Way, levels: tuple[int, ...] | None
+        self, airings: Sequence[Airing], way: Way, levels: tuple[int, ...] | None = None
     ) -> Figures:
-        """Means over `airings`, at these noise levels or the sampler's own."""
+        """Means over `airings`, at these noise levels or those that the bundle takes now."""
         spacing = None if levels is None else ",".join(map(str, levels))
         rows = []
         for airing in airings:
             r = airing.received
             if way.steps == 0:
-                image, _ = self._codec.receive(r.symbols, r.csi, seed=r.seed, size=r.size)
+                side = {name: r.side[name] for name in self._codec_sides}
+                image, _ = self._codec.receive(
+                    r.symbols, r.csi, seed=r.seed, frame=r.frame, size=r.size, side=side
+                )
             else:
                 image, _ = self._receiver.receive(
                     r.symbols,
@@ -239,12 +233,11 @@ class _Judge:
 
 def _find_levels(
     judge: _Judge, loop: Loop, steps: int, airings: Sequence[Airing]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Evenly spaced levels, and those that coordinate descent ends with; the last one stays."""
-    schedule = schedule_from(loop.schedule)
-    even = linspace(schedule, steps, schedule.last)
-    best, least = even, judge.figures(airings, Way(steps), even).lpips
-    move = round(FIRST_MOVE * schedule.last)
+) -> tuple[int, ...]:
+    """What coordinate descent ends with that begins at the levels of now; the last one stays."""
+    best = present_levels(loop, steps)
+    least = judge.figures(airings, Way(steps), best).lpips
+    move = round(FIRST_MOVE * best[-1])
     for _ in range(HALVINGS + 1):
         moved = True
         while moved:
@@ -259,40 +252,52 @@ def _find_levels(
                     if lpips < least:
                         best, least, moved = tuple(levels), lpips, True
         move = max(1, move // 2)
-    return even, best
+    return best
 
 
-def _loop_of(source: Bundle) -> tuple[str, Loop, str]:
-    """The bundle's loop, its name, and the tensor that is the codec's image."""
+def present_levels(loop: Loop, steps: int) -> tuple[int, ...]:
+    """The noise levels, ascending, of so many steps from noise as the bundle takes them now."""
+    schedule = schedule_from(loop.schedule)
+    for levels in loop.sampler.levels:
+        if len(levels) == steps and levels[-1] == schedule.last:
+            return levels
+    rows = table_for(schedule, loop.sampler.name, steps, schedule.last).rows
+    return tuple(sorted(row.t for row in rows if row.t is not None))
+
+
+def _checked(source: Bundle) -> tuple[str, Loop, Bundle]:
+    """The bundle's loop, its name, and the codec in front of it."""
     manifest = source.manifest
-    ports: list[Port] = [
-        port
-        for step in _before_loop(source)
-        for port in manifest.stages[str(step)].outputs
-        if port.shape[1:] == IMAGE
-    ]
-    if len(manifest.loops) != 1 or not ports:
+    codec = codec_alone(source)
+    if len(manifest.loops) != 1 or codec is None:
         raise UsageError(
             "E_TUNE",
             f"bundle: got {manifest.system!r}, expected a system that repaints the image of a "
             "codec in one loop. There is nothing to tune.",
         )
+    host = host_sides(manifest)
+    if host:
+        raise UsageError(
+            "E_TUNE",
+            f"bundle: got one whose receiver is given {', '.join(sorted(host))} by its host, "
+            "expected one that needs the symbols alone. Export it without.",
+        )
     name, loop = next(iter(manifest.loops.items()))
-    return name, loop, ports[0].name
-
-
-def _before_loop(source: Bundle) -> tuple[str | LoopStep, ...]:
-    program = source.manifest.program
-    looped = [index for index, step in enumerate(program) if isinstance(step, LoopStep)]
-    return program[: looped[0]] if looped else program
+    return name, loop, codec
 
 
 def _ways(loop: Loop, steps: Sequence[int]) -> tuple[Way, ...]:
+    last = loop.schedule.timesteps - 1
     received = SHARES if loop.start is not None else ()
     return (
         Way(0),
         *(Way(count) for count in steps),
-        *(Way(count, "received", share) for count in steps for share in received),
+        *(
+            Way(count, "received", share)
+            for count in steps
+            for share in received
+            if count <= round(share * last) + 1
+        ),
     )
 
 
@@ -327,7 +332,7 @@ def _write(
 ) -> Bundle:
     manifest = source.manifest
     loop = manifest.loops[name]
-    kept = [each for each in loop.sampler.levels if len(each) not in levels]
+    kept = [each for each in loop.sampler.levels if (len(each), each[-1]) not in _ends(levels)]
     sampler = dataclasses.replace(
         loop.sampler, regimes=regimes, levels=tuple(sorted((*kept, *levels.values()), key=len))
     )
@@ -336,11 +341,24 @@ def _write(
         loops={name: dataclasses.replace(loop, sampler=sampler)},
         codec_output=alone,
         calibration={**(manifest.calibration or {}), "tuned": dict(describe)},
-        files={},
     )
     tuned = dataclasses.replace(tuned, format=needed_format(tuned))
-    files = {file: source.file(file) for file in manifest.files}
+    files: dict[str, bytes | Path] = {file: source.file(file) for file in manifest.files}
+    test = manifest.selftest
+    if test is not None:  # its few steps may be among those that take other levels now
+        draft = dataclasses.replace(source, manifest=tuned)
+        backend = OnnxRuntimeBackend(threads=order.threads)
+        known = Receiver(draft, backend=backend, selftest=False).receive_known(draft)
+        files[manifest.tensors[test.image].file] = npy_bytes(known)
     place = order.place
     return write_bundle(
-        place.path, tuned, files, single_file=place.single_file, overwrite=place.overwrite
+        place.path,
+        dataclasses.replace(tuned, files={}),
+        files,
+        single_file=place.single_file,
+        overwrite=place.overwrite,
     )
+
+
+def _ends(levels: Mapping[int, tuple[int, ...]]) -> set[tuple[int, int]]:
+    return {(len(each), each[-1]) for each in levels.values()}

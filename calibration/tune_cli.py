@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jscc.calibration.air import CHANNELS
 from jscc.calibration.cli import numbers_db, split_images, usual_snrs
 from jscc.calibration.collect import Grid, send_all
 from jscc.calibration.images import describe_images, find_images
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     lpips = load_lpips(options.lpips_weights)
     files = find_images(options.images, options.limit)
     images = split_images(files, options.crop)
-    grid = Grid(options.snr or usual_snrs(source.manifest), None, options.channel, options.seed)
+    grid = Grid(options.snr or usual_snrs(source.manifest), seed=options.seed)
     transmitter = Transmitter(source, backend=OnnxRuntimeBackend(threads=options.threads))
     fitted = send_all(transmitter, images.measured, grid)
     held = send_all(transmitter, images.tried, grid)
@@ -72,9 +71,17 @@ def _parser() -> Parser:
         "steps it takes and from where (none where the codec's image is best left alone). The "
         "result is a bundle whose receiver follows the SNR unless it is told otherwise.",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--lpips-weights", type=Path, required=True, metavar="DIR")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="of any precision")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="three or more that no network was trained on; every third is held back",
+    )
+    parser.add_argument(
+        "--lpips-weights", type=Path, required=True, metavar="DIR", help="of the metric"
+    )
     add_output(parser, "OUT.jscc", "bundle to write")
     parser.add_argument("--single-file", action="store_true", help="write one file, not a folder")
     parser.add_argument(
@@ -89,10 +96,11 @@ def _parser() -> Parser:
         type=_counts,
         default=(4,),
         metavar="N,…",
-        help="numbers of steps to find noise levels for (default 4)",
+        help="numbers of steps to find noise levels for, which takes longest (default 4)",
     )
-    parser.add_argument("--snr", type=numbers_db, metavar="DB,…", help="default: the trained range")
-    parser.add_argument("--channel", choices=CHANNELS, default=CHANNELS[0])
+    parser.add_argument(
+        "--snr", type=numbers_db, metavar="DB,…", help="default: 5 points of the trained range"
+    )
     parser.add_argument(
         "--limit", type=positive, default=12, metavar="N", help="images to use (default 12)"
     )
@@ -108,10 +116,12 @@ def report(tuned: Tuned) -> str:
     """What was fitted, as tables."""
     parts = []
     if tuned.level_figures:
-        found_rows = [("steps", "noise levels", "LPIPS, even levels", "LPIPS, these")]
+        found_rows = [("steps", "noise levels", "LPIPS before", "LPIPS with those found")]
         for steps, (even, found) in tuned.level_figures.items():
             levels = tuned.levels.get(steps)
-            text = "even ones stay" if levels is None else " ".join(map(str, reversed(levels)))
+            text = (
+                "those of before stay" if levels is None else " ".join(map(str, reversed(levels)))
+            )
             found_rows.append((str(steps), text, f"{even:.4f}", f"{found:.4f}"))
         parts.append(table(found_rows, header=True))
     rows = [("SNR, dB", "chosen", "PSNR, dB", "LPIPS", "PSNR, codec", "LPIPS, codec")]
@@ -130,7 +140,9 @@ def report(tuned: Tuned) -> str:
                 f"{codec.lpips:.4f}",
             )
         )
-    parts.append("On images that nothing was fitted on:\n" + table(rows, header=True))
+    parts.append(
+        "On images that decided only whether a choice is kept:\n" + table(rows, header=True)
+    )
     return "\n\n".join(parts)
 
 

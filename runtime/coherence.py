@@ -120,9 +120,10 @@ def _check_flow(manifest: Manifest) -> None:
     """Follow the named tensors through the program."""
     feeds = _given(manifest)
     before_loops: dict[str, Port] | None = None
+    made: set[str] = set()  # by stages
     for step in manifest.program:
         if isinstance(step, LoopStep) and before_loops is None:
-            before_loops = dict(feeds)
+            before_loops = {name: port for name, port in feeds.items() if name in made}
         name = step.loop if isinstance(step, LoopStep) else step
         if name in manifest.descents:
             for port in check_descent(manifest, name, feeds):
@@ -137,6 +138,7 @@ def _check_flow(manifest: Manifest) -> None:
         _check_inputs(pointer, stage, feeds)
         for port in stage.outputs:
             _produce(feeds, f"{pointer}/outputs", port)
+            made.add(port.name)
     image = feeds.get(manifest.image_output)
     expected = _fixed(manifest)["image"]
     if image is None or not _matches(image, expected):
@@ -353,12 +355,22 @@ def _check_regimes(manifest: Manifest, pointer: str, loop: Loop) -> None:
             raise _clash(f"{where}/steps", f"{regime.steps}", f"at most {limit} timesteps")
         if regime.start == "received" and loop.start is None:
             raise _clash(f"{where}/start", "'received'", "'noise' where the loop's start is null")
-        if regime.steps == 0 and manifest.codec_output is None:
-            raise _clash(f"{where}/steps", "0", "1 or more where codec_output is null")
+        if regime.start == "noise" and regime.start_level is not None:
+            raise _clash(f"{where}/start_level", f"{regime.start_level}", "null from noise")
+        level = round((regime.start_level or 1.0) * (limit - 1))
+        if regime.steps > level + 1:
+            raise _clash(f"{where}/steps", f"{regime.steps}", f"at most {level + 1} from there")
+        if regime.steps == 0 and (manifest.codec_output is None or manifest.descents):
+            wanted = "1 or more where codec_output is null or a descent follows"
+            raise _clash(f"{where}/steps", "0", wanted)
     for index, levels in enumerate(loop.sampler.levels):
         if levels[-1] >= limit:
             got = f"{levels[-1]}"
             raise _clash(f"{pointer}/levels/{index}", got, f"noise levels below {limit}")
+    ends = [(len(levels), levels[-1]) for levels in loop.sampler.levels]
+    if len(set(ends)) < len(ends):
+        wanted = "one list for each number of steps and last level"
+        raise _clash(f"{pointer}/levels", f"{sorted(ends)}", wanted)
 
 
 def _check_descents(manifest: Manifest) -> None:

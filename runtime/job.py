@@ -161,6 +161,7 @@ class Rules:
             self._regimes(request.choices, admitted),
         )
         if job.mixed or job.alone:
+            self._plan(request.choices, (), admitted)  # what is asked is held to the loop anyway
             return job
         return replace(job, plans=self._plan(request.choices, job.regimes, admitted))
 

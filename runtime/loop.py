@@ -201,6 +201,8 @@ def _own_levels(
 ) -> tuple[int, ...] | None:
     """The bundle's own noise levels for such a loop; None where it has none or others are asked.
 
+    They were found with the bundle's own sampler, so another gets them where it asks for them only.
+
     Raises:
         UsageError: ``E_SPACING``, the caller asks for them and there are none.
     """
@@ -216,7 +218,9 @@ def _own_levels(
             f"spacing: got {OWN!r} with {steps} steps from level {last_level}, expected steps that "
             f"the bundle has levels for ({known or 'none'}). Ask for another spacing.",
         )
-    return fitting[0] if fitting and choices.spacing in (None, OWN) else None
+    asked = choices.spacing == OWN
+    usual = choices.spacing is None and choices.sampler in (None, loop.sampler.name)
+    return fitting[0] if fitting and (asked or usual) else None
 
 
 def run_loop(

@@ -59,7 +59,8 @@ class Regime:
         snr_db: SNR after equalisation, in dB; the lowest regime serves what lies below it too.
         steps: Of the sampler; 0 where the codec's image is left as it is.
         start: From noise, or from the received image's own latent.
-        start_level: Share of the schedule that is run, in (0, 1]; None follows the SNR.
+        start_level: Share of the schedule that a ``received`` start runs, in (0, 1]; None for the
+            sampler's own.
     """
 
     snr_db: Annotated[float, within(-SNR_LIMIT_DB, SNR_LIMIT_DB)]

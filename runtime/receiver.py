@@ -230,6 +230,10 @@ class Receiver:
         job = self._rules.check(request)
         if job.mixed:
             return self._one_by_one(request)
+        return self._attempt(job, begun)
+
+    def _attempt(self, job: Job, begun: float) -> tuple[Pixels, tuple[Record, ...]]:
+        """Run the program, once more in smaller parts where memory ran out."""
         try:
             return self._run(job, begun, ())
         except UnavailableError as error:
@@ -247,7 +251,7 @@ class Receiver:
         results = []
         for index in range(len(request.csis)):
             begun = time.perf_counter()
-            results.append(self._run(self._rules.check(request.only(index)), begun, ()))
+            results.append(self._attempt(self._rules.check(request.only(index)), begun))
         images = np.concatenate([pixels for pixels, _ in results])
         return images, tuple(record for _, records in results for record in records)
 

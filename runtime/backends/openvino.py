@@ -164,14 +164,18 @@ class OpenVinoSession:
         """Run on `arrays`; it writes into `results`. The shapes that it wrote, by port."""
         tensor = _library().Tensor
         request = self._compiled.create_infer_request()
+        # The library reads this memory until the end: it does not keep the arrays alive itself.
+        shared = {
+            name: np.require(arrays[name], requirements=["C", "A", "W"]) for name in self._fed
+        }
         for name, place in self._fed.items():
-            shared = np.require(arrays[name], requirements=["C", "A", "W"])
-            request.set_input_tensor(place, tensor(shared, shared_memory=True))
+            request.set_input_tensor(place, tensor(shared[name], shared_memory=True))
         bound = {name: tensor(results[name], shared_memory=True) for name in self._told}
         for name, place in self._told.items():
             request.set_output_tensor(place, bound[name])
         request.start_async()
         request.wait()
+        del shared
         return {name: tuple(each.shape) for name, each in bound.items()}
 
     def _explain(self, error: Exception, arrays: Mapping[str, Array]) -> UnavailableError:

@@ -288,3 +288,13 @@ def test_the_backend_asks_the_engine_for_that(looped, tmp_path, monkeypatch):
     int8 = calibrated(looped, order_of(tmp_path, place=Place(tmp_path / "i.jscc")))
     Receiver(int8.bundle, backend=OnnxRuntimeBackend(threads=1))
     assert "session.disable_quant_qdq" not in {key for key, _ in seen}
+
+
+def test_only_int8_is_smoothed(looped, tmp_path):
+    for precision in ("fp16", "weights-int8"):
+        order = order_of(tmp_path, precision=precision, smoothing=0.5)
+        refused(looped, order, "--smooth: got it with precision")
+
+
+def test_stages_with_nothing_to_convert_are_refused(looped, tmp_path):
+    refused(looped, order_of(tmp_path, keep=(".",)), "without a layer to convert")

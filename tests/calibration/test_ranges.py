@@ -197,3 +197,12 @@ def test_an_unknown_estimator_is_named():
 def test_nothing_seen_has_no_scale():
     with pytest.raises(ValueError, match="no values were seen"):
         Ranges().scale("minmax")
+
+
+def test_entropy_does_not_clip_what_a_rectifier_leaves():
+    """Half of all values are exactly 0; the others are those of a half-normal distribution."""
+    values = np.maximum(np.random.default_rng(8).standard_normal(400_000), 0).astype(np.float32)
+    ranges = Ranges()
+    ranges.add(values, (0.0, None))
+    clip = ranges.scale("entropy") * LEVELS
+    assert clip > 3.0  # three deviations hold 99.7 % of the others

@@ -12,11 +12,21 @@ from safetensors.numpy import save_file
 import tiny_convolutions
 from alexnet_weights import random_weights
 from jscc.__main__ import main
+from jscc.calibration import tune as tune_module
 from jscc.calibration.collect import Grid, send_all
 from jscc.calibration.lpips import LPIPS_FILES, Lpips
 from jscc.calibration.metrics import psnr_db
 from jscc.calibration.rewrite import Place
-from jscc.calibration.tune import SLACK, Figures, Order, Way, choose, regimes_of, tune
+from jscc.calibration.tune import (
+    SLACK,
+    Figures,
+    Order,
+    Way,
+    choose,
+    present_levels,
+    regimes_of,
+    tune,
+)
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.errors import UsageError
@@ -182,6 +192,38 @@ def test_the_command(looped, tmp_path):
         assert main(bad) == 2
     assert "E_EXISTS" in err.getvalue()
     assert "expected numbers by commas" in err.getvalue()
+
+
+def test_the_known_image_is_received_with_what_was_found(looped, sent, tmp_path, monkeypatch):
+    """The self-test takes two steps, which may be among those that have levels of their own now."""
+    loop = looped.manifest.loops["denoise"]
+    last = loop.schedule.timesteps - 1
+    sampler = replace(loop.sampler, start="noise", start_level=None)
+    manifest = replace(looped.manifest, loops={"denoise": replace(loop, sampler=sampler)})
+    draft = replace(looped, manifest=manifest)
+    found = (last // 2, last)
+    monkeypatch.setattr("jscc.calibration.tune._find_levels", lambda *_: found)
+    grown = iter([Figures(20.0, 0.5), Figures(20.0, 0.4)])
+    figures = tune_module._Judge.figures
+    monkeypatch.setattr(
+        tune_module._Judge, "figures", lambda *given: next(grown, None) or figures(*given)
+    )
+    order = Order(Place(tmp_path / "x.jscc"), (1,), (2,), 1)
+    result = tune(draft, *sent, order, lpips=Lpips(random_weights()), describe={}, progress=str)
+    assert result.levels == {2: found}
+    Receiver(Bundle.open(tmp_path / "x.jscc"), backend=ENGINE)  # its self-test passes
+    test = result.bundle.manifest.selftest
+    assert not np.array_equal(result.bundle.tensor(test.image), looped.tensor(test.image))
+
+
+def test_levels_of_now_are_the_bundle_s_or_the_sampler_s(looped):
+    loop = looped.manifest.loops["denoise"]
+    last = loop.schedule.timesteps - 1
+    lcm = replace(loop, sampler=replace(loop.sampler, name="lcm"))
+    assert present_levels(loop, 3) == (0, round(last / 2), last)
+    assert present_levels(lcm, 4) != present_levels(loop, 4)
+    own = replace(loop, sampler=replace(loop.sampler, levels=((5, 7, last),)))
+    assert present_levels(own, 3) == (5, 7, last)
 
 
 def test_levels_of_other_counts_stay(looped, sent, tmp_path):

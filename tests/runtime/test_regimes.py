@@ -134,6 +134,25 @@ def test_own_levels_serve_the_loop_that_they_fit(diffusion_bundle):
         receive(receiver, 5.0, steps=2, spacing=OWN)
 
 
+def test_another_sampler_gets_the_own_levels_only_where_it_asks(diffusion_bundle):
+    last = diffusion_bundle.manifest.loops["denoise"].schedule.timesteps - 1
+    bundle = with_sampler(
+        diffusion_bundle, levels=((3, last // 3, last),), start="noise", start_level=None
+    )
+    receiver = Receiver(bundle, backend=ENGINE)
+    other = {"sampler": "dpmpp2m", "steps": 3}
+    _, record = receive(receiver, 5.0, **other)
+    assert record.loops["denoise"].spacing is None
+    _, record = receive(receiver, 5.0, **other, spacing=OWN)
+    assert record.loops["denoise"].spacing == OWN
+
+
+def test_what_is_asked_is_checked_at_every_snr(receiver):
+    for snr_db in (0.0, 12.0):
+        with pytest.raises(UsageError, match="guide: got 'nonsense'"):
+            receive(receiver, snr_db, guide="nonsense")
+
+
 @pytest.mark.parametrize("spacing", ["1,2", "5,5,9", "2,4,10000"])
 def test_listed_levels_have_to_fit_the_steps(receiver, spacing):
     with pytest.raises(UsageError, match="got (levels|'2,4,10000')") as caught:
@@ -166,6 +185,10 @@ def test_below_the_lowest_regime_it_serves_too():
             {"regimes": (Regime(0.0, 0, "noise", None),), "codec_output": None},
             "regimes/0/steps: got 0",
         ),
+        ({"regimes": (Regime(0.0, 2, "noise", 0.5),)}, "regimes/0/start_level: got 0.5"),
+        ({"regimes": (Regime(0.0, 99, "received", 0.01),)}, "regimes/0/steps: got 99"),
+        ({"levels": ((0, 9), (3, 9))}, "one list for each number of steps and last level"),
+        ({"codec_output": "received"}, "codec_output: got 'received'"),
         ({"codec_output": "image"}, "codec_output: got 'image'"),
         ({"codec_output": "hint"}, "codec_output: got 'hint'"),
     ],

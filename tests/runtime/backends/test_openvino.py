@@ -513,3 +513,20 @@ def test_engines_by_name():
 
 def test_backends_are_data(engine):
     assert dataclasses.replace(engine, precision="bf16") == OpenVinoBackend(1, "bf16")
+
+
+def test_copies_of_inputs_live_until_the_run_is_over(engine):
+    """Two large arrays that have to be copied: once freed, their memory is given back at once."""
+    ports = (Port("x", "float32", ("rows", "width")), Port("y", "float32", ("rows", "width")))
+    out = Port("out", "float32", ("rows", "width"))
+    data = graph([helper.make_node("Sub", ["x", "y"], ["out"])], ports, (out,))
+    session = load(engine, data, entry(ports, (out,)))
+    for change in (_read_only, lambda array: np.repeat(array, 2, axis=1)[:, ::2]):
+        for rows in (3000, 100_000):
+            x, y = (change(np.full((rows, 4), value, np.float32)) for value in (5, 2))
+            np.testing.assert_array_equal(session.run({"x": x, "y": y})["out"], 3)
+
+
+def _read_only(array):
+    array.flags.writeable = False
+    return array
