@@ -24,7 +24,7 @@ SUITES = {
     "systems": ("jscc.benchmarks.systems", "Print one table of several recorded results."),
     "receivers": (
         "jscc.benchmarks.receivers",
-        "Measure whole receivers in turns: bundles, engines, steps, PyTorch's own loop.",
+        "Measure whole receivers in turns: bundles, engines, steps, the modules in PyTorch.",
     ),
     "peers": ("jscc.benchmarks.peers", "Measure one denoise step in turns with other engines."),
     "guided": ("jscc.benchmarks.guided", "Measure guided steps in turns with the plain one."),

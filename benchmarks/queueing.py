@@ -59,5 +59,10 @@ def holds(latencies_ms: Sequence[float] | Times, bound_ms: float) -> bool:
 
 
 def highest_rate(points: Sequence[Mapping[str, Any]]) -> float | None:
-    """The highest rate tried that holds the bound, or None."""
-    return max((float(point["rate"]) for point in points if point["holds"]), default=None)
+    """The highest rate tried up to which all hold the bound, or None."""
+    highest = None
+    for point in sorted(points, key=lambda point: float(point["rate"])):
+        if not point["holds"]:
+            break
+        highest = float(point["rate"])
+    return highest

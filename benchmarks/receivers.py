@@ -32,6 +32,7 @@ from jscc.runtime.commands.options import decibels, image_size, positive, seed
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import UsageError
 from jscc.runtime.machine import available_threads
+from jscc.runtime.output_files import check_destination
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.terminal import Progress, say
 from jscc.runtime.transmitter import Transmitter
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 
     from jscc.calibration.metrics import Image
     from jscc.runtime.backends.base import Backend
+    from jscc.runtime.manifest import Signal
     from jscc.runtime.ports import Array
+    from jscc.runtime.record import Record
 
 TORCH = "torch"
 _KEYS = ("engine", "steps", "sampler", "turns", "label")
@@ -109,6 +112,7 @@ class Runs:
     images: list[Image] = field(default_factory=list)
     steps: int = 0
     engine: str = ""
+    fallbacks: tuple[str, ...] = ()
 
 
 def parse_contestant(text: str) -> Contestant:
@@ -161,16 +165,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", action="append", default=[], help="likewise")
     parser.add_argument("--random-weights", type=int, metavar="SEED", help="likewise")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the measurement here")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run ``jscc bench receivers``."""
     check_contestants(options.contestants)
+    if options.json is not None:
+        check_destination(options.json, force=options.force)
+    lpips = None if options.lpips_weights is None else load_lpips(options.lpips_weights)
     threads = options.threads or available_threads()
     first = Bundle.open(options.contestants[0].path)
     heard, images = _heard(first, options)
+    signal = first.manifest.signal
     del first
-    loaded = _load_all(options.contestants, options, threads)
+    loaded = _load_all(options.contestants, options, threads, signal)
+    for receiver in {id(each): each for each, _, _ in loaded}.values():
+        _receive(receiver, Contestant(Path(), steps=1), heard[0], options.seed)  # warms up
     progress = Progress("jscc bench receivers")
     try:
         for turn in range(options.turns):
@@ -180,7 +191,6 @@ def run(options: argparse.Namespace) -> int:
                     progress.advance(str(contestant))
     finally:
         progress.close()
-    lpips = None if options.lpips_weights is None else load_lpips(options.lpips_weights)
     document = {
         **provenance(),
         "threads": threads,
@@ -191,9 +201,9 @@ def run(options: argparse.Namespace) -> int:
         "snr_db": heard[0].csi.snr_db,
         "contestants": _contestants(options.contestants, loaded, heard, lpips),
     }
+    say(table(document))
     if options.json is not None:
         write_result(options.json, "receivers", document)
-    say(table(document))
     return 0
 
 
@@ -217,7 +227,7 @@ def _heard(bundle: Bundle, options: argparse.Namespace) -> tuple[list[Heard], ob
 
 
 def _load_all(
-    contestants: Sequence[Contestant], options: argparse.Namespace, threads: int
+    contestants: Sequence[Contestant], options: argparse.Namespace, threads: int, signal: Signal
 ) -> list[tuple[Receiver, Runs, dict[str, object]]]:
     """A receiver for each; those that differ in settings only share one."""
     known: dict[tuple[Path, str], tuple[Receiver, float, dict[str, object]]] = {}
@@ -225,6 +235,12 @@ def _load_all(
         key = (contestant.path, contestant.engine)
         if key not in known:
             bundle = Bundle.open(contestant.path)
+            if bundle.manifest.signal != signal:
+                raise UsageError(
+                    "E_USAGE",
+                    f"contestants: got {contestant.path.name!r} with other symbols than the first, "
+                    "expected bundles of one codec. Compare those in runs of their own.",
+                )
             begun = time.perf_counter()
             receiver = Receiver(bundle, backend=_backend(contestant, bundle, options, threads))
             known[key] = receiver, time.perf_counter() - begun, describe_bundle(bundle)
@@ -249,11 +265,11 @@ def _backend(
     return TorchBackend.of(bundle.manifest.system, request, Options(), threads)
 
 
-def _take_turn(
-    receiver: Receiver, runs: Runs, contestant: Contestant, heard: Heard, number: int
-) -> None:
-    wall, cpu = time.perf_counter(), time.process_time()
-    image, record = receiver.receive(
+def _receive(
+    receiver: Receiver, contestant: Contestant, heard: Heard, number: int
+) -> tuple[Image, Record]:
+    looped = contestant.steps is None or receiver.has_loops
+    return receiver.receive(
         heard.symbols,
         heard.csi,
         seed=number,
@@ -261,13 +277,21 @@ def _take_turn(
         size=heard.size,
         side=heard.side,
         sampler=contestant.sampler,
-        steps=contestant.steps,
+        steps=contestant.steps if looped else None,
     )
+
+
+def _take_turn(
+    receiver: Receiver, runs: Runs, contestant: Contestant, heard: Heard, number: int
+) -> None:
+    wall, cpu = time.perf_counter(), time.process_time()
+    image, record = _receive(receiver, contestant, heard, number)
     runs.wall_s.append(time.perf_counter() - wall)
     runs.cpu_s.append(time.process_time() - cpu)
     runs.stages_ms.append(record.times_ms)
     runs.images.append(image)
     runs.steps, runs.engine = record.steps, record.backend
+    runs.fallbacks = record.fallbacks
 
 
 def _contestants(
@@ -276,7 +300,7 @@ def _contestants(
     heard: Sequence[Heard],
     lpips: Lpips | None,
 ) -> list[dict[str, object]]:
-    """Each one's figures, ratios to the first turn by turn."""
+    """Each one's figures; ratios to the first over the turns that both took."""
     first = loaded[0][1]
     common = min(len(runs.images) for _, runs, _ in loaded)  # quality is of the same images
     found = []
@@ -285,9 +309,7 @@ def _contestants(
             _quality(image, heard[turn % len(heard)], lpips)
             for turn, image in enumerate(runs.images[:common])
         ]
-        # One that is first but takes fewer turns is compared by its median.
-        base_wall = statistics.median(first.wall_s)
-        base_cpu = statistics.median(first.cpu_s)
+        pairs = min(len(first.wall_s), len(runs.wall_s))  # turns that both took
         found.append(
             {
                 "name": str(contestant),
@@ -298,8 +320,11 @@ def _contestants(
                 "wall_s": spread(runs.wall_s),
                 "cpu_s": spread(runs.cpu_s),
                 "turns": len(runs.wall_s),
-                "faster": spread([base_wall / value for value in runs.wall_s]),
-                "faster_cpu": spread([base_cpu / value for value in runs.cpu_s]),
+                "pairs": pairs,
+                "faster": _ratios(first.wall_s, runs.wall_s),
+                "faster_cpu": _ratios(first.cpu_s, runs.cpu_s),
+                "fallbacks": list(runs.fallbacks),
+                "quality_images": common,
                 "stages_ms": {
                     stage: statistics.median(times[stage] for times in runs.stages_ms)
                     for stage in runs.stages_ms[0]
@@ -315,6 +340,11 @@ def _contestants(
             }
         )
     return found
+
+
+def _ratios(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """How many times as fast the other was, turn by turn."""
+    return spread([a / b for a, b in zip(first, other, strict=False)])
 
 
 def _quality(image: Image, heard: Heard, lpips: Lpips | None) -> tuple[float | None, float | None]:
@@ -336,6 +366,7 @@ def table(document: Mapping[str, Any]) -> str:
     rows = [
         (
             "receiver",
+            "engine",
             "steps",
             "times as fast",
             "by CPU time",
@@ -351,6 +382,7 @@ def table(document: Mapping[str, Any]) -> str:
         rows.append(
             (
                 each["name"],
+                each["engine"] + (" (in part)" if each.get("fallbacks") else ""),
                 str(each["steps"]),
                 f"{faster['median']:.3g} ({faster['min']:.3g}–{faster['max']:.3g})",
                 f"{each['faster_cpu']['median']:.3g}",

@@ -25,6 +25,7 @@ def plot_receivers(results: Sequence[Mapping[str, Any]], form: str) -> bytes:
         for each in result["contestants"]
         if each["lpips"] is not None
     ]
+    points.sort(key=lambda each: each["wall_s"]["median"], reverse=True)
     if not points:
         raise UsageError(
             "E_PLOT",

@@ -18,7 +18,15 @@ from jscc.runtime.machine import describe_machine, version_of
 from jscc.runtime.output_files import write_file
 
 FORMAT = 1
-PACKAGES = ("jscc-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "torch")
+PACKAGES = (
+    "jscc-edge",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "pillow",
+    "torch",
+)
 
 
 def provenance() -> dict[str, object]:

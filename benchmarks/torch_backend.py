@@ -1,8 +1,9 @@
 """Torch backend: a bundle's stages in PyTorch itself, from the weights it was exported from.
 
 It stands behind the same seam as the engines of the runtime, so a receiver on it does exactly what
-the bundle's receiver does, in the arithmetic of the research code: with the published sampler and
-number of steps, it is the official loop.
+the bundle's receiver does, on PyTorch in eager mode: with the published sampler and number of
+steps, it stands for the research code's loop, without its captioner and with the text's keys and
+values computed once.
 """
 
 from __future__ import annotations

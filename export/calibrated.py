@@ -9,15 +9,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jscc.runtime.errors import UsageError
+from jscc.runtime.errors import OutputError, UsageError
 from jscc.runtime.write import check_destination
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from pathlib import Path
 
 INT8 = "int8"
 _OWN = ("--precision", "--calib", "--calib-option", "--output", "-o")  # of this way of exporting
@@ -74,6 +74,16 @@ def export_calibrated(argv: Sequence[str], arguments: argparse.Namespace) -> int
         UsageError: ``E_CALIBRATE``, a ``--calib-option`` is no pair.
     """
     output: Path = arguments.output
+    if not output.resolve().parent.is_dir():
+        raise OutputError(
+            "E_OUTPUT",
+            f"{output}: got no folder {output.parent}, expected one that is there. Make it first.",
+        )
+    if not any(Path(arguments.calib).glob("*")):  # the export takes long; its images come after it
+        raise UsageError(
+            "E_CALIBRATE",
+            f"--calib: got no file in {arguments.calib!r}, expected a folder of images. Name one.",
+        )
     check_destination(output, overwrite=arguments.force)
     options = [part for text in arguments.calib_option for part in _option(text)]
     with tempfile.TemporaryDirectory(

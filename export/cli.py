@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jscc-export",
+        allow_abbrev=False,  # a second command takes some of the options
         description="Convert a trained checkpoint into a bundle that runs without torch.",
     )
     parser.add_argument("--model", required=True, help=f"system: {', '.join(names())}")

@@ -122,6 +122,21 @@ def gather(system: System, request: Request) -> tuple[WeightSource, Mapping[str,
             for role, network in networks.items()
         ]
     )
+    if request.tiny and "tiny" not in system.autoencoders:
+        raise UsageError(
+            "E_VAE",
+            "--vae tiny: got it for a system whose autoencoders are "
+            f"{', '.join(system.autoencoders) or 'none'}, expected one that has a tiny one, "
+            "such as diffjscc. Leave it out.",
+        )
+    own = [each for each in networks.values() if each.files.name.startswith(REFERENCE)]
+    if request.tiny and own:
+        raise UsageError(
+            "E_VAE",
+            f"--tiny {request.tiny[0]}: got it with {own[0].files.name}, expected a --checkpoint "
+            "whose latents it was made for: the reference weights have latents of their own. Name "
+            "the checkpoint.",
+        )
     files = {role: network.files for role, network in networks.items()}
     if request.tiny:
         halves, files[TINY] = _tiny(request)

@@ -142,6 +142,7 @@ class System:
             `jscc.export.bank`.
         options: What the caller may choose of this system alone (`Options.extra`), name →
             values and default, for humans.
+        autoencoders: What ``--vae`` may be; empty where there is no choice.
         unet: Builds the diffusion UNet of a configuration, and says what the names of its weights
             begin with, where ``--lora`` may change one.
     """
@@ -154,6 +155,7 @@ class System:
     banks: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     unet: Callable[[Config], tuple[str, Unet]] | None = None
+    autoencoders: tuple[str, ...] = ()
 
 
 def names() -> tuple[str, ...]:

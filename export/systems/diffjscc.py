@@ -455,6 +455,7 @@ SYSTEM = System(
     "Transmission, arXiv:2404.17736",
     plan=plan,
     roles={"": "diffjscc"},
+    autoencoders=("full", "tiny"),
     prefixes=(
         "preprocess_model.",
         "cond_encoder.",

@@ -2,17 +2,20 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+import tiny_bundle
 import tiny_convolutions
 from alexnet_weights import random_weights
 from jscc.__main__ import main
 from jscc.benchmarks.receivers import Contestant, parse_contestant
 from jscc.calibration.lpips import LPIPS_FILES
+from jscc.runtime.bundle import write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,8 @@ def test_all_take_turns_on_the_same_symbols(looped, images, tmp_path, capsys):
     assert short["psnr_to_first_db"] > 5
     assert same["psnr_db"] == first["psnr_db"]
     assert same["lpips"] == first["lpips"] > 0
-    assert first["faster"]["min"] <= 1 <= first["faster"]["max"]
+    assert [each["pairs"] for each in result["contestants"]] == [3, 3, 1]
+    assert [each["quality_images"] for each in result["contestants"]] == [1, 1, 1]
     assert set(first["stages_ms"]) >= {"decode", "denoise", "total"}
     assert result["snr_db"] == 5
 
@@ -85,10 +89,39 @@ def test_ratios_are_those_of_the_times(looped, tmp_path, capsys):
     result = measured(tmp_path, *pair, "--size", "32x40", "--turns", 3)
     assert "times as fast" in capsys.readouterr().out
     base, other = result["contestants"]
-    ratio = base["wall_s"]["median"] / other["wall_s"]["median"]
-    assert other["faster"]["median"] == pytest.approx(ratio)
+    assert base["faster"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+    fastest = base["wall_s"]["max"] / other["wall_s"]["min"]
+    slowest = base["wall_s"]["min"] / other["wall_s"]["max"]
+    assert slowest <= other["faster"]["min"] <= other["faster"]["max"] <= fastest
+    assert other["pairs"] == 3
     assert other["psnr_db"] is None
     assert result["size"] == [32, 40]
+
+
+def test_one_that_comes_first_may_take_fewer_turns(looped, tmp_path, capsys):
+    pair = (f"{looped.path},steps=3,turns=1", f"{looped.path},steps=1")
+    result = measured(tmp_path, *pair, "--size", "32x40", "--turns", 3)
+    capsys.readouterr()
+    assert [each["pairs"] for each in result["contestants"]] == [1, 1]
+    assert [each["turns"] for each in result["contestants"]] == [1, 3]
+
+
+def test_other_symbols_are_refused(looped, tmp_path, capsys):
+    manifest, files = tiny_bundle.codec()
+    signal = replace(manifest.signal, snr_db_default=3.0)
+    other = tmp_path / "other.jscc"
+    write_bundle(other, replace(manifest, signal=signal, selftest=None), files)
+    assert main(["bench", "receivers", str(looped.path), str(other)]) == 2
+    assert "with other symbols than the first" in capsys.readouterr().err
+
+
+def test_a_result_that_is_there_is_kept(looped, tmp_path, capsys):
+    path = tmp_path / "result.json"
+    path.write_text("{}", encoding="utf-8")
+    command = ["bench", "receivers", str(looped.path), "--json", str(path)]
+    assert main(command) == 73
+    capsys.readouterr()
+    assert path.read_text(encoding="utf-8") == "{}"
 
 
 def test_two_of_one_name_are_refused(looped, capsys):

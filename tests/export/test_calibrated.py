@@ -44,7 +44,8 @@ def test_one_command_gives_a_bundle_of_eight_bits(
     assert manifest.calibration["snrs_db"] == [1.0, 13.0]
     assert target.is_file()
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"pictures", "x.jscc", "x.calibration.md", "x.calibration.svg"}
+    reports = {"x.calibration.md", "x.calibration.svg"}
+    assert left == {"pictures", "checkpoint", "x.jscc", *reports}
 
 
 def test_a_second_command_that_fails_leaves_nothing(
@@ -54,7 +55,7 @@ def test_a_second_command_that_fails_leaves_nothing(
     more = ("--precision", "int8", "--calib", str(pictures))
     assert main(command(codec_checkpoint, tmp_path / "x.jscc", *more)) != 0
     assert "got 2, expected 3 or more" in capfd.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "checkpoint"}
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,10 @@ def test_a_second_command_that_fails_leaves_nothing(
     [
         (["--precision", "int8"], "--precision int8: got no --calib, expected"),
         (["--calib", "d"], "--precision fp32: got --calib, expected"),
+        (["--precision", "int8", "--calib", "nowhere"], "--calib: got no file in 'nowhere'"),
         (["--calib-option", "limit=3"], "--calib-option: got one without --calib"),
         (
-            ["--precision", "int8", "--calib", "d", "--calib-option", "--limit"],
+            ["--precision", "int8", "--calib", ".", "--calib-option", "--limit"],
             "--calib-option: got '--limit', expected NAME=VALUE",
         ),
     ],
