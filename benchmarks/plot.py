@@ -13,7 +13,7 @@ from pathlib import Path
 from jscc.benchmarks.grid import grid_png
 from jscc.benchmarks.panels import panel_rows
 from jscc.benchmarks.plots import FORMATS, plot_cbr, plot_plane, plot_snr
-from jscc.benchmarks.receivers_plot import plot_receivers
+from jscc.benchmarks.receivers_plot import plot_receivers, read_receivers
 from jscc.benchmarks.series import add_selection, read_result, select
 from jscc.benchmarks.sweep import fraction, metrics_from, one
 from jscc.benchmarks.titles import TITLES
@@ -76,7 +76,7 @@ def _drawn(args: argparse.Namespace, form: str) -> bytes:
             )
         return grid_png(panel_rows(args), 1000 * args.kb)
     if args.kind == "time":
-        return plot_receivers([read_result(path) for path in args.result], form)
+        return plot_receivers([read_receivers(path) for path in args.result], form)
     series = select([read_result(path) for path in args.result], args)
     metrics = metrics_from(args.metric)
     if args.kind == "cbr":

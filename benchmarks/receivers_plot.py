@@ -1,6 +1,8 @@
 """Receivers plot: LPIPS over the seconds of an image, one point for each receiver of a run."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib import style
@@ -9,7 +11,28 @@ from matplotlib.figure import Figure
 
 from jscc.benchmarks.plots import COLOURS, MARKERS, STYLE, add_legend, saved
 from jscc.benchmarks.titles import TITLES
-from jscc.runtime.errors import UsageError
+from jscc.runtime.errors import DataError, UsageError
+
+
+def read_receivers(path: Path) -> Mapping[str, Any]:
+    """A result of ``jscc bench receivers``.
+
+    Raises:
+        DataError: ``E_RESULT``, the file is none.
+    """
+    try:
+        result = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "E_RESULT", f"{path.name}: got {error}, expected a result. Record it again."
+        ) from error
+    if not isinstance(result, dict) or result.get("kind") != "receivers":
+        raise DataError(
+            "E_RESULT",
+            f"{path.name}: got another kind of file, expected a result of jscc bench receivers. "
+            "Name one.",
+        )
+    return result
 
 
 def plot_receivers(results: Sequence[Mapping[str, Any]], form: str) -> bytes:

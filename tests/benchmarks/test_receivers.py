@@ -148,3 +148,20 @@ def test_pytorch_s_own_loop_receives_the_same_picture(tmp_path, capsys):
     official, ours = result["contestants"]
     assert official["engine"].startswith("torch ")
     assert ours["psnr_to_first_db"] is None or ours["psnr_to_first_db"] > 60
+
+
+def test_time_and_quality_are_drawn(looped, images, tmp_path, capsys):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for file in LPIPS_FILES:
+        save_file(random_weights(), weights / file)
+    pair = (f"{looped.path},steps=2", f"{looped.path},steps=1")
+    measured(tmp_path, *pair, "--images", images, "--turns", 1, "--lpips-weights", weights)
+    plot = tmp_path / "plot.svg"
+    command = ["bench", "plot", str(tmp_path / "result.json"), "--kind", "time", "-o", str(plot)]
+    assert main(command) == 0
+    assert b"<svg" in plot.read_bytes()
+    (tmp_path / "other.json").write_text('{"kind": "quality"}', encoding="utf-8")
+    command[2] = str(tmp_path / "other.json")
+    assert main(command) == 65
+    assert "other.json: got another kind of file" in capsys.readouterr().err
