@@ -157,7 +157,7 @@ def _cbrs(series: Sequence[Series]) -> list[Fraction]:
 
 def _receivers(result: Result) -> Iterator[Plot]:
     if any(each["lpips"] is not None for each in result["contestants"]):
-        yield Plot(plot_receivers([result], "svg"), "LPIPS over the time of an image")
+        yield Plot(plot_receivers([result], "svg"), "LPIPS over the time of an image.")
 
 
 _PLOTS: Mapping[str, Callable[[Result], Iterator[Plot]]] = {
@@ -214,7 +214,8 @@ def _provenance(source: Source) -> Html:
     result = source.result
     machine, versions = result["machine"], result["versions"]
     memory = machine.get("memory_mib")
-    threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
+    count = result.get("threads") or machine["threads"]
+    threads = f"{count} thread{'s' if count != 1 else ''}"
     words = [machine["cpu"], machine.get("architecture"), threads]
     words += [None if memory is None else f"{memory / 1024:.1f} GiB", machine.get("system")]
     lines = {
@@ -233,6 +234,8 @@ def _seed(result: Result) -> str:
     case = result.get("case", {})
     if "seed" in case:
         return str(case["seed"])
+    if "seed" in result:
+        return str(result["seed"])
     if "seeds" in result:
         return "0" if result["seeds"] == 1 else f"0 to {int(result['seeds']) - 1}"
     found = {

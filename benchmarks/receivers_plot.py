@@ -9,7 +9,7 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jscc.benchmarks.plots import COLOURS, MARKERS, STYLE, add_legend, saved
+from jscc.benchmarks.plots import COLOURS, MARKERS, STYLE, add_legend, plain_numbers, saved
 from jscc.benchmarks.titles import TITLES
 from jscc.runtime.errors import DataError, UsageError
 
@@ -69,6 +69,7 @@ def plot_receivers(results: Sequence[Mapping[str, Any]], form: str) -> bytes:
                 label=each["name"],
             )
         axes.set_xscale("log")
-        axes.set(xlabel="s per image", ylabel=TITLES["lpips"])
+        plain_numbers(axes.xaxis)
+        axes.set(xlabel="s per image", ylabel=TITLES["lpips"][0])
         add_legend(figure, axes, 2)
         return saved(figure, form)

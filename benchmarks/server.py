@@ -182,6 +182,7 @@ def _point(setup: Setup, case: Case, plan: Plan, rate: float) -> dict[str, Json]
     latencies, services = served.latencies_ms, served.services
     ideal = completion_times(arrivals, services, plan.workers)
     bound = plan.bound_ms
+    load = rate * float(services.mean()) / plan.workers
     return {
         "rate": rate,
         "images": count,
@@ -190,10 +191,10 @@ def _point(setup: Setup, case: Case, plan: Plan, rate: float) -> dict[str, Json]
         "queue_ms": summary(1000 * (served.begun - arrivals)),
         "service_ms": summary(1000 * services),
         # Of the time of all workers, were the rate to go on for ever; above 1 the queue grows.
-        "load": rate * float(services.mean()) / plan.workers,
+        "load": load,
         # Later than a perfect queue of the same images: what threads and their switching cost.
         "lag_ms": summary(1000 * (served.done - ideal)),
-        "holds": None if bound is None else holds(latencies, bound),
+        "holds": None if bound is None else load < 1 and holds(latencies, bound),
     }
 
 

@@ -41,7 +41,7 @@ def report(tmp_path_factory):
     }
     paths = recorded.write(folder, **results)
     paths += [RESULTS / "peers-512x512.json", RESULTS / "guided-ffhq_10m.json"]
-    paths += [RESULTS / "export-families.json"]
+    paths += [RESULTS / "export-families.json", RESULTS / "receivers-reference-kodak.json"]
     output = folder / "out.html"
     assert cli.main(["report", *map(str, paths), "-o", str(output)]) == 0
     return output
@@ -79,6 +79,7 @@ def test_what_is_asked_for_is_drawn(text):
         "MS-SSIM against SNR at cbr 1/96.",
         "LPIPS against SNR at cbr 1/96.",
         "Time against LPIPS at cbr 1/96, at each SNR.",
+        "LPIPS over the time of an image.",
     ):
         assert caption in captions
     assert text.count("<svg") == len(captions)
