@@ -446,8 +446,8 @@ def test_row_21_any_text_is_json_as_others_read_it_or_refused(text):
 
 
 def test_row_22_a_newer_manifest_says_what_to_do():
-    with pytest.raises(BundleError, match="bundle is format 3, this runtime reads ≤ 2") as caught:
-        parse_manifest(b'{"format": 3}')
+    with pytest.raises(BundleError, match="bundle is format 4, this runtime reads ≤ 3") as caught:
+        parse_manifest(b'{"format": 4}')
     assert caught.value.code == "E_MANIFEST_VERSION"
     assert "update jscc-edge" in str(caught.value)
 
