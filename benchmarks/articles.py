@@ -12,7 +12,7 @@ from jscc.benchmarks.readme_tables import table_of
 from jscc.benchmarks.receivers_plot import plot_receivers
 from jscc.benchmarks.report import energy_line
 from jscc.benchmarks.scenario_plots import plot_rates, plot_stages, plot_throughput
-from jscc.benchmarks.series import Point, Series, distinct, is_cbr, ratio, series_of
+from jscc.benchmarks.series import Point, Series, cbrs_of, distinct, ratio, series_of
 from jscc.benchmarks.titles import TITLES
 
 Result = Mapping[str, Any]
@@ -124,7 +124,7 @@ def _server(result: Result) -> Iterator[Plot]:
 def _quality(result: Result) -> Iterator[Plot]:
     series = series_of([result])
     yield from _against_snr(series)
-    for cbr in _cbrs(series):
+    for cbr in cbrs_of(series):
         there = [
             point
             for each in series
@@ -137,22 +137,12 @@ def _quality(result: Result) -> Iterator[Plot]:
 
 
 def _against_snr(series: Sequence[Series]) -> Iterator[Plot]:
-    for cbr in _cbrs(series):
+    for cbr in cbrs_of(series):
         points = [point for each in series for point in each.at(cbr=cbr).points]
         for metric in CURVES:
             if any(point.figures.get(metric) is not None for point in points):
                 caption = f"{TITLES[metric][0]} against SNR at cbr {cbr}."
                 yield Plot(plot_snr(series, [metric], cbr, "svg"), caption)
-
-
-def _cbrs(series: Sequence[Series]) -> list[Fraction]:
-    """Every cbr that was measured, the largest first; what padding moved is the same."""
-    found = {ratio(point.cbr) for each in series for point in each.points}
-    kept: list[Fraction] = []
-    for cbr in sorted(found, reverse=True):
-        if not any(is_cbr(float(cbr), other) for other in kept):
-            kept.append(cbr)
-    return kept
 
 
 def _receivers(result: Result) -> Iterator[Plot]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from jscc.runtime.record import Record
 
 TORCH = "torch"
+_WARM_UP_STEPS = 4  # enough for each round of a descent
 _KEYS = ("engine", "steps", "sampler", "turns", "label")
 
 
@@ -180,8 +181,10 @@ def run(options: argparse.Namespace) -> int:
     signal = first.manifest.signal
     del first
     loaded = _load_all(options.contestants, options, threads, signal)
-    for receiver in {id(each): each for each, _, _ in loaded}.values():
-        _receive(receiver, Contestant(Path(), steps=1), heard[0], options.seed)  # warms up
+    for contestant, (receiver, _, _) in zip(options.contestants, loaded, strict=True):
+        if contestant is _first_with(contestant, options.contestants):
+            few = None if contestant.steps is None else min(contestant.steps, _WARM_UP_STEPS)
+            _receive(receiver, replace(contestant, steps=few), heard[0], options.seed)
     progress = Progress("jscc bench receivers")
     try:
         for turn in range(options.turns):
@@ -248,6 +251,12 @@ def _load_all(
     return [(receiver, Runs(load_s), described) for receiver, load_s, described in parts]
 
 
+def _first_with(contestant: Contestant, contestants: Sequence[Contestant]) -> Contestant:
+    """The first that shares its receiver."""
+    key = (contestant.path, contestant.engine)
+    return next(each for each in contestants if (each.path, each.engine) == key)
+
+
 def _backend(
     contestant: Contestant, bundle: Bundle, options: argparse.Namespace, threads: int
 ) -> Backend:
@@ -268,7 +277,6 @@ def _backend(
 def _receive(
     receiver: Receiver, contestant: Contestant, heard: Heard, number: int
 ) -> tuple[Image, Record]:
-    looped = contestant.steps is None or receiver.has_loops
     return receiver.receive(
         heard.symbols,
         heard.csi,
@@ -277,7 +285,7 @@ def _receive(
         size=heard.size,
         side=heard.side,
         sampler=contestant.sampler,
-        steps=contestant.steps if looped else None,
+        steps=contestant.steps,
     )
 
 

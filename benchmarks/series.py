@@ -264,3 +264,13 @@ def _renaming(text: str) -> tuple[str, str]:
     if not (name and sign and label):
         raise UsageError("E_USAGE", f"--label: got {text!r}, expected NAME=TEXT. Correct it.")
     return name, label
+
+
+def cbrs_of(series: Sequence[Series]) -> list[Fraction]:
+    """Every cbr that was measured, the largest first; what padding moved is the same."""
+    found = {ratio(point.cbr) for each in series for point in each.points}
+    kept: list[Fraction] = []
+    for cbr in sorted(found, reverse=True):
+        if not any(is_cbr(float(cbr), other) for other in kept):
+            kept.append(cbr)
+    return kept

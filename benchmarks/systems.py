@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from jscc.benchmarks.report import markdown_table
-from jscc.benchmarks.series import Point, Series, add_selection, is_cbr, ratio, read_result, select
+from jscc.benchmarks.series import Point, Series, add_selection, cbrs_of, read_result, select
 from jscc.benchmarks.shared_images import images_of_all
 from jscc.benchmarks.sweep import fraction, items, metrics_from, snrs_from
 from jscc.benchmarks.titles import TITLES, cell
@@ -45,7 +45,7 @@ def systems_table(args: argparse.Namespace) -> str:
     results = [read_result(path) for path in args.result]
     series = select(results, args)
     metrics, snrs_db = metrics_from(args.metric), snrs_from(args.snr)
-    cbrs = items("--cbr", args.cbr, fraction) or _cbrs(series)
+    cbrs = items("--cbr", args.cbr, fraction) or cbrs_of(series)
     rows = [
         row
         for cbr in cbrs
@@ -66,16 +66,6 @@ def systems_table(args: argparse.Namespace) -> str:
         return table
     count = len(images_of_all(results))
     return f"{table}\nMeans over the {count} images that all of these results have.\n"
-
-
-def _cbrs(series: Sequence[Series]) -> list[Fraction]:
-    """Every cbr that was measured, the largest first."""
-    found = {ratio(point.cbr) for each in series for point in each.points}
-    kept: list[Fraction] = []
-    for cbr in sorted(found, reverse=True):
-        if not any(is_cbr(float(cbr), other) for other in kept):
-            kept.append(cbr)
-    return kept
 
 
 def _row(

@@ -16,6 +16,7 @@ import torch
 
 from jscc.export.gather import Request, gather
 from jscc.export.system import Options, StageSpec, find
+from jscc.runtime.backends.base import OnCpu
 from jscc.runtime.ports import check_ports
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from jscc.runtime.backends.base import Backend, Session
     from jscc.runtime.manifest import StageEntry
-    from jscc.runtime.ports import Array, Port
+    from jscc.runtime.ports import Array
 
 
 @dataclass(frozen=True)
@@ -73,32 +74,10 @@ class TorchBackend:
 
 
 @dataclass(frozen=True)
-class TorchSession:
+class TorchSession(OnCpu):
     """One stage as a module; `jscc.runtime.backends.base.Session`."""
 
-    stage: str
-    entry: StageEntry
     module: nn.Module
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        """What it takes."""
-        return self.entry.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        """What it returns."""
-        return self.entry.outputs
-
-    @property
-    def provider(self) -> str:
-        """What it runs on."""
-        return "cpu"
-
-    @property
-    def fallbacks(self) -> tuple[str, ...]:
-        """Nothing was left undone."""
-        return ()
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run the module once."""

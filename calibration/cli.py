@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from jscc.calibration.air import CHANNELS
 from jscc.calibration.calibrate import PRECISIONS, Images, Order, Outcome, calibrate
 from jscc.calibration.collect import Grid
-from jscc.calibration.images import describe_images, find_images, read_image
+from jscc.calibration.images import describe_images, find_images
 from jscc.calibration.lpips import LPIPS_MIN_SIDE, load_lpips
+from jscc.calibration.options import add_receptions, is_number, split_images, usual_snrs
 from jscc.calibration.ranges import ESTIMATORS
 from jscc.calibration.rewrite import Place
 from jscc.calibration.trials import Budget
 from jscc.runtime.bundle import Bundle
-from jscc.runtime.commands.options import add_output, make_parser, positive, seed
+from jscc.runtime.commands.options import add_output, make_parser, positive
 from jscc.runtime.errors import UsageError
 from jscc.runtime.machine import peak_rss_mib
 from jscc.runtime.output_files import check_destination, write_file
@@ -26,12 +27,9 @@ from jscc.runtime.terminal import Progress, notice, say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jscc.calibration.collect import Image
     from jscc.runtime.manifest import Manifest
 
-EVERY = 3  # of so many images one is tried on, the others are measured
 BUDGET = "psnr=0.1"
-_POINTS = 5  # of the trained SNR range
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -88,13 +86,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "first, until the budget holds on images that were not measured.",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="in full precision")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="three or more that no network was trained on; every third is held back to try on",
-    )
+    add_receptions(parser, limit=24)
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -102,7 +94,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="weights-int8 is for small files only: it computes in float32 (default int8)",
     )
     add_output(parser, "OUT.jscc", "bundle to write")
-    parser.add_argument("--single-file", action="store_true", help="write one file, not a folder")
     parser.add_argument(
         "--budget",
         default=BUDGET,
@@ -110,27 +101,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="how much PSNR may be lost and LPIPS gained against the images that were sent, and "
         f"the least PSNR to what full precision receives (default {BUDGET})",
     )
-    parser.add_argument(
-        "--limit", type=positive, default=24, metavar="N", help="images to use (default 24)"
-    )
-    parser.add_argument(
-        "--crop",
-        type=positive,
-        default=256,
-        metavar="PX",
-        help="use the middle of larger images, which bounds memory (default 256)",
-    )
-    parser.add_argument(
-        "--snr",
-        type=numbers_db,
-        metavar="DB,…",
-        help=f"default: {_POINTS} points of the range that the bundle was trained on",
-    )
     parser.add_argument("--steps", type=positive, metavar="N", help="of loops (default: its own)")
     parser.add_argument(
         "--channel", choices=CHANNELS, default=CHANNELS[0], help=f"default {CHANNELS[0]}"
     )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default 0")
     parser.add_argument(
         "--stages", type=_names, metavar="NAME,…", help="default: the receiver's, but gradients"
     )
@@ -161,7 +135,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="convert even first, last and embedding layers, shortcuts and zero convolutions",
     )
     parser.add_argument("--lpips-weights", type=Path, metavar="DIR", help="to measure LPIPS")
-    parser.add_argument("--threads", type=positive, metavar="N", help="default: all available")
     parser.add_argument(
         "--report", type=Path, metavar="OUT.md", help="default: beside OUT.jscc, with a plot"
     )
@@ -189,34 +162,6 @@ def _order(options: argparse.Namespace, manifest: Manifest, budget: Budget) -> O
     )
 
 
-def usual_snrs(manifest: Manifest) -> tuple[float, ...]:
-    """Points spread evenly over the SNRs that the bundle was trained on."""
-    first, last = manifest.signal.snr_db_range
-    if first == last:
-        return (first,)
-    return tuple(first + (last - first) * i / (_POINTS - 1) for i in range(_POINTS))
-
-
-def split_images(files: Sequence[Path], crop: int) -> Images:
-    """The middles of images, those to measure and those to try.
-
-    Raises:
-        UsageError: ``E_IMAGES``, there are too few.
-    """
-    if len(files) < EVERY:
-        raise UsageError(
-            "E_IMAGES",
-            f"--images: got {len(files)}, expected {EVERY} or more: of {EVERY} images one is tried "
-            "on, the others are measured. Add some.",
-        )
-    measured: dict[str, Image] = {}
-    tried: dict[str, Image] = {}
-    for index, file in enumerate(files):
-        group = tried if index % EVERY == EVERY - 1 else measured
-        group[file.name] = middle(read_image(file), crop)
-    return Images(measured, tried)
-
-
 def check_sizes(images: Images) -> None:
     """Refuse images that LPIPS cannot be taken of.
 
@@ -232,13 +177,6 @@ def check_sizes(images: Images) -> None:
             )
 
 
-def middle(image: Image, crop: int) -> Image:
-    """The middle of `image`, at most `crop` pixels on each side."""
-    height, width = image.shape[:2]
-    top, left = max(0, height - crop) // 2, max(0, width - crop) // 2
-    return image[top : top + crop, left : left + crop]
-
-
 def parse_budget(text: str) -> Budget:
     """``psnr=0.1,lpips=0.005`` as a budget.
 
@@ -248,7 +186,7 @@ def parse_budget(text: str) -> Budget:
     values: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = part.strip().partition("=")
-        if name not in ("psnr", "lpips", "agreement") or name in values or not _is_number(number):
+        if name not in ("psnr", "lpips", "agreement") or name in values or not is_number(number):
             raise UsageError(
                 "E_CALIBRATE",
                 f"--budget: got {part!r}, expected psnr=DB, lpips=X or agreement=DB, each once. "
@@ -281,24 +219,12 @@ def _summary(outcome: Outcome, seconds: float) -> str:
     )
 
 
-def numbers_db(text: str) -> tuple[float, ...]:
-    """Several SNRs by commas.
-
-    Raises:
-        argparse.ArgumentTypeError: One is no number.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(map(_is_number, parts)):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers of dB by commas")
-    return tuple(dict.fromkeys(float(part) for part in parts))
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def _alpha(text: str) -> float:
-    if not (_is_number(text) and 0.0 <= float(text) <= 1.0):
+    if not (is_number(text) and 0.0 <= float(text) <= 1.0):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 to 1")
     return float(text)
 
@@ -309,7 +235,3 @@ def _pattern(text: str) -> str:
     except re.error as error:
         raise argparse.ArgumentTypeError(f"got {text!r} ({error}), expected a regex") from error
     return text
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE) is not None

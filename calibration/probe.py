@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from jscc.calibration.graph import parse_graph, serialise_graph
+from jscc.runtime.backends.base import OnCpu
 from jscc.runtime.backends.onnxruntime import (
     OnnxRuntimeBackend,
     session_builder,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from jscc.runtime.backends.base import Backend, Session
     from jscc.runtime.manifest import StageEntry
-    from jscc.runtime.ports import Array, Port
+    from jscc.runtime.ports import Array
 
     # Called with the stage, its graph, which it may add to; returns the tensors to tell about.
     Expose = Callable[[str, ir.Model], tuple[str, ...]]
@@ -70,34 +71,12 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class ProbedSession:
+class ProbedSession(OnCpu):
     """One stage, some of its tensors laid open; `jscc.runtime.backends.base.Session`."""
 
-    stage: str
-    entry: StageEntry
     session: ort.InferenceSession
     names: tuple[str, ...]
     tell: Tell
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        """What it takes."""
-        return self.entry.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        """What it returns."""
-        return self.entry.outputs
-
-    @property
-    def provider(self) -> str:
-        """What it runs on."""
-        return "cpu"
-
-    @property
-    def fallbacks(self) -> tuple[str, ...]:
-        """Nothing was left undone."""
-        return ()
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run the stage once and tell."""

@@ -73,7 +73,7 @@ def _measured(outcome: Outcome) -> str:
     snrs_db = _list(f"{snr:g}" for snr in outcome.order.grid.snrs_db)
     steps = sorted(collected.timesteps, reverse=True)
     shown = _list(f"{step:g}" for step in steps[:_MOST_STEPS])
-    visited = f" and {len(steps)} time steps ({shown})" if steps else ""
+    visited = f" and {len(steps)} time step{'s' * (len(steps) > 1)} ({shown})" if steps else ""
     runs = _list(f"{name} {count}" for name, count in collected.evaluations.items())
     return (
         f"- Measured on {collected.receptions} receptions at {snrs_db} dB{visited}; "

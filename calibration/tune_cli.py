@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jscc.calibration.cli import numbers_db, split_images, usual_snrs
 from jscc.calibration.collect import Grid, send_all
 from jscc.calibration.images import describe_images, find_images
 from jscc.calibration.lpips import load_lpips
+from jscc.calibration.options import add_receptions, split_images, usual_snrs
 from jscc.calibration.rewrite import Place
 from jscc.calibration.tune import Order, Tuned, tune
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
-from jscc.runtime.commands.options import add_output, make_parser, positive, seed
+from jscc.runtime.commands.options import add_output, make_parser, positive
 from jscc.runtime.terminal import Parser, Progress, say, table
 from jscc.runtime.transmitter import Transmitter
 from jscc.runtime.write import check_destination
@@ -72,18 +72,11 @@ def _parser() -> Parser:
         "result is a bundle whose receiver follows the SNR unless it is told otherwise.",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="of any precision")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="three or more that no network was trained on; every third is held back",
-    )
+    add_receptions(parser, limit=12)
     parser.add_argument(
         "--lpips-weights", type=Path, required=True, metavar="DIR", help="of the metric"
     )
     add_output(parser, "OUT.jscc", "bundle to write")
-    parser.add_argument("--single-file", action="store_true", help="write one file, not a folder")
     parser.add_argument(
         "--steps",
         type=_counts,
@@ -98,17 +91,6 @@ def _parser() -> Parser:
         metavar="N,…",
         help="numbers of steps to find noise levels for, which takes longest (default 4)",
     )
-    parser.add_argument(
-        "--snr", type=numbers_db, metavar="DB,…", help="default: 5 points of the trained range"
-    )
-    parser.add_argument(
-        "--limit", type=positive, default=12, metavar="N", help="images to use (default 12)"
-    )
-    parser.add_argument(
-        "--crop", type=positive, default=256, metavar="PX", help="their middle (default 256)"
-    )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default 0")
-    parser.add_argument("--threads", type=positive, metavar="N", help="default: all available")
     return parser
 
 

@@ -7,7 +7,7 @@ so (LCM-LoRA, arXiv:2311.05556; TCD, arXiv:2402.19159); `jscc.export.lora_keys` 
 
 Only the UNet is changed. A control module that began as a copy of its encoder was trained apart
 and stays as it is. Text encoders stay as they are too: their changes are left out, which the
-manifest says, or refused where a prompt is encoded at export.
+manifest says, or refused where a prompt of the caller's is encoded at export.
 """
 
 import math

@@ -103,11 +103,6 @@ class Receiver:
             if chosen is None:
                 raise failure
 
-    @property
-    def has_loops(self) -> bool:
-        """Whether there are steps to choose: loops, or descents."""
-        return bool(self._manifest.loops or self._manifest.descents)
-
     def receive(
         self,
         symbols: Symbols,

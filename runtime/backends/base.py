@@ -1,6 +1,7 @@
 """Backend and Session: an engine library, and one stage loaded in it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +40,39 @@ class Session(Protocol):
             UnavailableError: ``E_MEMORY``, the device has too little memory; ``E_RUN``, the
                 engine failed.
         """
+
+
+@dataclass(frozen=True)
+class OnCpu:
+    """What a session says of itself that runs on the CPU and leaves nothing undone.
+
+    Attributes:
+        stage: Its name.
+        entry: What the manifest says of it.
+    """
+
+    stage: str
+    entry: StageEntry
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What it takes."""
+        return self.entry.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What it returns."""
+        return self.entry.outputs
+
+    @property
+    def provider(self) -> str:
+        """What it runs on."""
+        return "cpu"
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
 
 
 class Backend(Protocol):

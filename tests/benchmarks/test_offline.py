@@ -77,6 +77,10 @@ def test_the_receiver_got_a_whole_batch(document):
 
 def test_tables(document):
     document = json.loads(json.dumps(document))
+    for point in document["points"]:  # a machine with a counter has told
+        point["energy"] = {
+            "joules_per_image": None, "watts": None, "parts": {}, "reason": "no counter"
+        }  # fmt: skip
     assert "| workers | batch | images/s |" in table(document)
     assert table(document).count("\n") == 2 + 2
     assert "J per image" not in table(document)
@@ -85,7 +89,7 @@ def test_tables(document):
             "joules_per_image": 1.25, "watts": 10.0, "parts": {"rapl package-0": 5.0}, "reason": ""
         }  # fmt: skip
     assert "J per image" in table(document)
-    assert "1.2" in table(document)
+    assert table(document).count("| 1.2") == len(document["points"])
     assert "energy: 1.25 J per image, 10 W (rapl package-0" in report(document)
     assert "2 steps (" in report(document)
 

@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 import tiny_convolutions
 from alexnet_weights import random_weights
 from jscc.__main__ import main
-from jscc.calibration.cli import middle, parse_budget, split_images, usual_snrs
+from jscc.calibration.cli import parse_budget
 from jscc.calibration.lpips import LPIPS_FILES
+from jscc.calibration.options import middle, split_images, usual_snrs
 from jscc.calibration.trials import Budget
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.errors import UsageError

@@ -96,6 +96,19 @@ def test_the_audit_saves_a_graph_that_overflows():
     np.testing.assert_allclose(saved, exact, rtol=2e-3)
 
 
+def test_a_constant_that_float16_takes_for_0_stays():
+    """Such as the epsilon of a norm that is written out, which keeps it from dividing by 0."""
+    nodes = [
+        helper.make_node("Add", ["x", "epsilon"], ["there"]),
+        helper.make_node("Mul", ["there", "scale"], ["y"]),
+    ]
+    constants = [numbers("epsilon", 1e-9), numbers("scale", 2.0)]
+    model = parsed(nodes, [ROWS], [Port("y", "float32", ROWS.shape)], constants)
+    assert convert_to_half(model, ()) == 1
+    assert inputs_of(model, "Add") == {TensorProto.FLOAT}
+    assert inputs_of(model, "Mul") == {TensorProto.FLOAT16}
+
+
 @pytest.mark.parametrize(("largest", "found"), [(65504 / 4, True), (0.99 * 65504 / 4, False)])
 def test_what_comes_near_the_end_of_float16_counts_as_beyond(largest, found):
     ranges = Ranges()

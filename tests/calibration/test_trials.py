@@ -3,18 +3,20 @@
 import dataclasses
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import tiny_convolutions
 from alexnet_weights import random_weights
 from jscc.calibration.collect import receive, send_all
-from jscc.calibration.graph import drop_unused, read_graph
+from jscc.calibration.graph import drop_unused, read_graph, write_graph
 from jscc.calibration.layers import layers_of
 from jscc.calibration.lpips import Lpips
 from jscc.calibration.quantize import quantise
 from jscc.calibration.rewrite import Place, rewrite
-from jscc.calibration.trials import EQUAL_DB, Budget, Cost, Trials
+from jscc.calibration.trials import BROKEN, EQUAL_DB, Budget, Cost, Trials
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.bundle import write_bundle
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.transmitter import Transmitter
 
@@ -109,6 +111,24 @@ def test_a_budget_holds_where_every_part_does(budget, holds):
 def test_a_budget_of_what_was_not_measured_does_not_hold():
     assert not Budget(lpips=1.0).holds(dataclasses.replace(COST, lpips=None))
     assert Budget(psnr=1.0).holds(dataclasses.replace(COST, lpips=None))
+
+
+def test_an_attempt_without_an_image_fails_every_budget(looped, airings, grid, tmp_path):
+    """What is no image any more ends this attempt, and not the search."""
+    model = read_graph(looped, "decode")
+    last = layers_of(model)[-1].weight
+    array = np.full_like(last.const_value.numpy(), np.nan)
+    last.const_value = ir.Tensor(array, name=last.name)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    files = {name: looped.file(name) for name in looped.manifest.files}
+    files |= write_graph(model, "decode", folder)
+    manifest = dataclasses.replace(looped.manifest, selftest=None, files={})
+    bundle = write_bundle(tmp_path / "broken.jscc", manifest, files)
+    cost = trials_of(looped, airings, grid).cost(bundle)
+    assert cost == BROKEN
+    for budget in (Budget(psnr=1e9), Budget(lpips=1e9), Budget(agreement=1e-9)):
+        assert not budget.holds(cost)
 
 
 def test_each_reception_is_told(looped, airings, grid):

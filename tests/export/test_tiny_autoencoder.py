@@ -191,6 +191,8 @@ def test_a_receiver_conditions_and_renders_through_it(
         np.diff(rendered - decoded, axis=-1), 0, atol=0.2 * float(np.ptp(decoded))
     )
     assert not np.allclose(rendered, flat, atol=1e-3)
+    assert abs(float(decoded.mean()) - 0.5) > 0.1
+    assert float(rendered.mean()) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(
