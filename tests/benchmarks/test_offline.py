@@ -90,7 +90,7 @@ def test_tables(document):
         }  # fmt: skip
     assert "J per image" in table(document)
     ends = [line.split("|")[-2].strip() for line in table(document).splitlines()[2:]]
-    assert ends == ["1.25"] * len(document["points"])
+    assert ends == ["1.2"] * len(document["points"])
     assert "energy: 1.25 J per image, 10 W (rapl package-0" in report(document)
     assert "2 steps (" in report(document)
 
