@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
+from jscc.runtime.backends.attention import fused
 from jscc.runtime.backends.unsigned import is_x86, unsigned
 from jscc.runtime.errors import BundleError, UnavailableError, UsageError
 from jscc.runtime.graphs import ExternalTensor, summarise
@@ -260,7 +261,8 @@ def session_builder(
     The session raises what the library raises; `OnnxRuntimeSession` is the stage with its ports
     checked and its errors explained.
     """
-    suited = unsigned(graph) if provider == "cpu" and is_x86() else graph
+    suited = fused(graph) if provider == "cpu" else graph
+    suited = unsigned(suited) if provider == "cpu" and is_x86() else suited
 
     def build() -> ort.InferenceSession:
         try:
