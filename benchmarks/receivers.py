@@ -24,7 +24,7 @@ from jscc.benchmarks.report import finite, markdown_table, provenance, spread, w
 from jscc.calibration.collect import Grid, send_all
 from jscc.calibration.images import describe_images, find_images, read_image
 from jscc.calibration.lpips import LPIPS_MIN_SIDE, Lpips, load_lpips
-from jscc.calibration.metrics import psnr_db
+from jscc.calibration.metrics import MS_SSIM_MIN_SIDE, ms_ssim, psnr_db
 from jscc.runtime.backends import engines
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 TORCH = "torch"
 _WARM_UP_STEPS = 4  # enough for each round of a descent
+_METRICS = ("psnr_db", "ms_ssim", "lpips")
 _KEYS = ("engine", "steps", "sampler", "turns", "label")
 
 
@@ -343,8 +344,7 @@ def _contestants(
                         for turn in range(common)
                     ]
                 ),
-                "psnr_db": _mean([psnr for psnr, _ in figures]),
-                "lpips": _mean([distance for _, distance in figures]),
+                **{key: _mean([each[key] for each in figures]) for key in _METRICS},
             }
         )
     return found
@@ -355,13 +355,16 @@ def _ratios(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(first, other, strict=False)])
 
 
-def _quality(image: Image, heard: Heard, lpips: Lpips | None) -> tuple[float | None, float | None]:
-    """PSNR and LPIPS to what was sent."""
-    if heard.image is None:
-        return None, None
-    near = min(image.shape[:2]) >= LPIPS_MIN_SIDE
-    distance = lpips(heard.image, image) if lpips is not None and near else None
-    return finite(psnr_db(heard.image, image)), distance
+def _quality(image: Image, heard: Heard, lpips: Lpips | None) -> dict[str, float | None]:
+    """The metrics to what was sent, None where one has no meaning."""
+    sent, side = heard.image, min(image.shape[:2])
+    if sent is None:
+        return dict.fromkeys(_METRICS)
+    return {
+        "psnr_db": finite(psnr_db(sent, image)),
+        "ms_ssim": ms_ssim(sent, image) if side >= MS_SSIM_MIN_SIDE else None,
+        "lpips": lpips(sent, image) if lpips is not None and side >= LPIPS_MIN_SIDE else None,
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -382,6 +385,7 @@ def table(document: Mapping[str, Any]) -> str:
             "MiB on disk",
             "PSNR to the first, dB",
             "PSNR, dB",
+            "MS-SSIM",
             "LPIPS",
         )
     ]
@@ -398,6 +402,7 @@ def table(document: Mapping[str, Any]) -> str:
                 f"{each['bundle']['size_mib']:.0f}",
                 _shown(each["psnr_to_first_db"], ".1f"),
                 _shown(each["psnr_db"], ".2f"),
+                _shown(each.get("ms_ssim"), ".4f"),
                 _shown(each["lpips"], ".4f"),
             )
         )

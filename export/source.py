@@ -159,7 +159,7 @@ class CheckpointSource:
     def describe(self) -> Source:
         """The manifest's record of this source; of several networks, the hash of their hashes.
 
-        Every LoRA counts as a network.
+        Every LoRA counts as a network, and what its change is multiplied by beside its hash.
         """
         each = {role or "model": network.describe() for role, network in self.networks.items()}
         numbered = {f"lora_{number}": lora for number, lora in enumerate(self.loras, 1)}
@@ -167,7 +167,11 @@ class CheckpointSource:
         if len(each) == 1:
             only = next(iter(each.values()))
             return Source(name=only.name, sha256=only.sha256, licence=only.licence)
-        hashes = "".join(f"{role} {network.sha256}\n" for role, network in sorted(each.items()))
+        weights = {name: f" {lora.weight!r}" for name, lora in numbered.items()}
+        hashes = "".join(
+            f"{role} {network.sha256}{weights.get(role, '')}\n"
+            for role, network in sorted(each.items())
+        )
         return Source(
             name=", ".join(f"{role} {network.name}" for role, network in each.items()),
             sha256=hashlib.sha256(hashes.encode()).hexdigest(),

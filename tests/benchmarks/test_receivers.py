@@ -29,7 +29,7 @@ def looped(tmp_path_factory):
 def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
-    for name, pixels in tiny_convolutions.photos(2).items():
+    for name, pixels in tiny_convolutions.photos(2, 168, 192).items():
         Image.fromarray(pixels).save(folder / name)
     return folder
 
@@ -80,6 +80,7 @@ def test_all_take_turns_on_the_same_symbols(looped, images, tmp_path, capsys):
     assert short["psnr_to_first_db"] > 5
     assert same["psnr_db"] == first["psnr_db"]
     assert same["lpips"] == first["lpips"] > 0
+    assert 0 < same["ms_ssim"] == first["ms_ssim"] < 1
     assert [each["pairs"] for each in result["contestants"]] == [3, 3, 1]
     assert [each["quality_images"] for each in result["contestants"]] == [1, 1, 1]
     assert set(first["stages_ms"]) >= {"decode", "denoise", "total"}

@@ -722,6 +722,18 @@ def premerge(folder: Path, lora: Path, weight: float) -> None:
     torch.save(content, folder / "model.ckpt")
 
 
+def test_other_weights_of_a_change_are_another_source(tmp_path: Path) -> None:
+    folder = tiny_checkpoint.write_control_ldm(tmp_path / "checkpoint", small_config())
+    lora = small_lora(tmp_path / "lcm.safetensors")
+
+    def digest(weight: str) -> str:
+        request = Request(checkpoints=(str(folder),), loras=(f"{lora}{weight}",))
+        source, _ = gather(find("diffjscc"), request)
+        return source.describe().sha256
+
+    assert digest("") == digest(":1.0") != digest(":0.75")
+
+
 @pytest.mark.exhaustive  # three whole exports
 def test_command_line_exports_what_a_merged_checkpoint_exports(tmp_path: Path) -> None:
     folder = tiny_checkpoint.write_control_ldm(tmp_path / "checkpoint", small_config())
