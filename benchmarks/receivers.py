@@ -312,7 +312,7 @@ def _contestants(
     """Each one's figures; ratios to the first over the turns that both took."""
     first = loaded[0][1]
     common = min(len(runs.images) for _, runs, _ in loaded)  # quality is of the same images
-    found = []
+    found: list[dict[str, object]] = []
     for contestant, (_, runs, bundle) in zip(contestants, loaded, strict=True):
         figures = [
             _quality(image, heard[turn % len(heard)], lpips)

@@ -4,8 +4,9 @@
 
 A bundle is a directory or one STORED zip of it. `Bundle.open` reads every byte once, compares it
 with the manifest and keeps it, so that nothing that happens to the files afterwards reaches a
-running receiver. ``manifest.sha256`` covers the manifest as the manifest covers the rest; in the
-form that ``sha256sum --check`` reads.
+running receiver. Large weight files of a directory it does not keep: they are held to their hash
+again when an engine has loaded them (`jscc.runtime.external`). ``manifest.sha256`` covers the
+manifest as the manifest covers the rest; in the form that ``sha256sum --check`` reads.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from jscc.runtime.archive import open_bundle_archive
 from jscc.runtime.coherence import check_coherence
 from jscc.runtime.declared import shown
 from jscc.runtime.errors import BundleError
+from jscc.runtime.external import LARGE, External, LargeFile
 from jscc.runtime.folder import open_bundle_folder
 from jscc.runtime.graphs import GraphSummary, check_policy, summarise
 from jscc.runtime.manifest import (
@@ -42,6 +44,8 @@ from jscc.runtime.trust import BUNDLE, Bytes, check_name, hash_error, reading
 from jscc.runtime.write import write_atomically
 from jscc.runtime.writers import Writer
 
+WEIGHTS = ".data"  # how the names of weight files end
+
 
 class Container(Protocol):
     """Where a bundle's files lie: a folder or an archive."""
@@ -54,6 +58,9 @@ class Container(Protocol):
 
     def read(self, name: str, *, size: int, sha256: str) -> Bytes:
         """A file that the manifest lists, verified."""
+
+    def verify(self, name: str, *, size: int, sha256: str) -> Bytes | LargeFile:
+        """The same of a large file, which may stay where it is."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Bundle:
     manifest: Manifest
     sha256: str
     summaries: Mapping[str, GraphSummary] = field(repr=False)
-    _files: Mapping[str, Bytes] = field(repr=False)
+    _files: Mapping[str, Bytes | LargeFile] = field(repr=False)
     _tensors: Mapping[str, npt.NDArray[Any]] = field(repr=False)
 
     @classmethod
@@ -90,32 +97,48 @@ class Bundle:
             manifest = parse_manifest(data)
             check_coherence(manifest)
             _check_presence(manifest, container.names())
-            files = {
-                name: container.read(name, size=entry.size, sha256=entry.sha256)
-                for name, entry in manifest.files.items()
-            }
-        summaries = _check_graphs(manifest, files)
+            read: dict[str, Bytes] = {}
+            verified: dict[str, Bytes | LargeFile] = {}
+            weights = {name: e.size for name, e in manifest.files.items() if name.endswith(WEIGHTS)}
+            apart = weights if sum(weights.values()) >= LARGE else {}
+            for name, entry in manifest.files.items():
+                if name in apart:
+                    found = container.verify(name, size=entry.size, sha256=entry.sha256)
+                    verified[name] = found
+                else:
+                    read[name] = container.read(name, size=entry.size, sha256=entry.sha256)
+        summaries = _check_graphs(manifest, read)
         tensors = {
-            name: _check_tensor(name, entry, files[entry.file])
+            name: _check_tensor(name, entry, read[entry.file])
             for name, entry in manifest.tensors.items()
         }
-        return cls(path, manifest, digest, summaries, files, tensors)
+        return cls(path, manifest, digest, summaries, {**read, **verified}, tensors)
 
     def graph(self, stage: str) -> bytes:
         """The ONNX file of `stage`, as an engine takes it."""
-        return self._files[self._stage(stage).graph].tobytes()
+        return self.file(self._stage(stage).graph)
 
-    def external(self, stage: str) -> Mapping[str, memoryview]:
-        """The files that the graph of `stage` refers to: location in the graph -> bytes."""
+    def external(self, stage: str) -> External:
+        """The files that the graph of `stage` refers to, by their location in the graph."""
         self._stage(stage)
-        locations = {tensor.location for tensor in self.summaries[stage].external}
-        return {location: self._files[f"graphs/{location}"].data for location in sorted(locations)}
+        locations = sorted({tensor.location for tensor in self.summaries[stage].external})
+        files = {location: self._files[f"graphs/{location}"] for location in locations}
+        return External(
+            {name: file.data for name, file in files.items() if not isinstance(file, LargeFile)},
+            {name: file for name, file in files.items() if isinstance(file, LargeFile)},
+        )
 
     def file(self, name: str) -> bytes:
-        """The bytes of one of the files that the manifest lists, as they were verified."""
+        """The bytes of one of the files that the manifest lists, as they were verified.
+
+        Raises:
+            LookupError: It lists no such file.
+            BundleError: ``E_HASH``, ``E_BUNDLE_TRUNCATED``: a large one changed since.
+        """
         if name not in self._files:
             raise LookupError(f"no file {name!r}; there are {sorted(self._files)}")
-        return self._files[name].tobytes()
+        file = self._files[name]
+        return (file.read() if isinstance(file, LargeFile) else file).tobytes()
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """The constant `name`, read-only."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jscc.runtime.errors import BundleError
+from jscc.runtime.external import LargeFile
 from jscc.runtime.trust import (
     BUNDLE,
     Bytes,
@@ -67,6 +68,12 @@ class Folder:
         with self._open(name) as descriptor:
             found = size_of(descriptor)
             return read_file(descriptor, name, size=size, sha256=sha256, found=found)
+
+    def verify(self, name: str, *, size: int, sha256: str) -> LargeFile:
+        """A file that the manifest lists, hashed and left where it lies; errors as `read`."""
+        with self._open(name) as descriptor:
+            folder = self.descriptors[f"{name.rpartition('/')[0]}/"]
+            return LargeFile.verified(descriptor, folder, name, size=size, sha256=sha256)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[int]:

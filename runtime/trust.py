@@ -185,14 +185,28 @@ def read_file(
         BundleError: ``E_BUNDLE_TRUNCATED``, shorter than listed; ``E_HASH``, other bytes.
         StorageError: ``E_IO``.
     """
-    if found < size:
-        raise BUNDLE.refuse("TRUNCATED", where, f"{found} bytes", f"{size} bytes")
-    if found > size:
-        raise hash_error(where, f"{found} bytes", f"{size} bytes")
+    _check_size(where, found, size)
     data, digest = read_span(descriptor, where, offset, size)
     if digest != sha256:
         raise hash_error(where, f"sha256 {digest}", sha256)
     return data
+
+
+def hash_file(descriptor: int, where: str, *, size: int, sha256: str, found: int) -> None:
+    """Hold one file of a bundle to what the manifest lists, in chunks; see `read_file`."""
+    _check_size(where, found, size)
+    with reading(where, BUNDLE, f"{size} bytes"):
+        count, digest = digest_file(descriptor)
+    _check_size(where, count, size)
+    if digest != sha256:
+        raise hash_error(where, f"sha256 {digest}", sha256)
+
+
+def _check_size(where: str, found: int, size: int) -> None:
+    if found < size:
+        raise BUNDLE.refuse("TRUNCATED", where, f"{found} bytes", f"{size} bytes")
+    if found > size:
+        raise hash_error(where, f"{found} bytes", f"{size} bytes")
 
 
 def hash_error(where: str, got: str, expected: str) -> BundleError:

@@ -4,16 +4,20 @@ NOTE: settings measured on ONNX Runtime 1.31 (2-core x86):
     allow_spinning 0: a receiver has a session per stage, each with its own threads. Spinning, those
         of the stage before steal the cores of the next: four sessions in turn took 5 times longer.
     arena on: without it every large activation is a fresh mapping, 1.2 to 2.3 times the CPU time.
+    one arena for all sessions: as large as the largest stage's activations, not as their sum.
     memory pattern off: it keeps a plan per input shape and lets the arena grow by a third.
-    weights as OrtValues: the peak while loading is a quarter lower than with files-in-memory. The
-        engine keeps one copy of its own either way; the bundle's may be dropped afterwards.
+    large weight files from their folder: the engine's own copy is the only one. Of what is in
+        memory, as OrtValues, the bundle's copy may be dropped once the engine has its own; the peak
+        is a quarter lower than with files-in-memory.
     malloc_trim after loading: glibc keeps the intermediate layouts, as much again as the weights.
 """
 
+import contextlib
 import ctypes
+import functools
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +26,7 @@ import onnxruntime as ort
 from jscc.runtime.backends.attention import fused
 from jscc.runtime.backends.unsigned import is_x86, unsigned
 from jscc.runtime.errors import BundleError, UnavailableError, UsageError
+from jscc.runtime.external import External
 from jscc.runtime.graphs import ExternalTensor, summarise
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, Port, check_ports, describe, resolve
@@ -47,6 +52,7 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 }
 
 _MEMORY_WORDS = ("failed to allocate memory", "out of memory", "bad_alloc", "bfcarena", "bad alloc")
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _MOST_REBUILDS = 3  # of one session, after the device ran out of memory
 _LOG_FATAL = 4  # everything below is raised as an error anyway
 
@@ -265,13 +271,15 @@ def session_builder(
     suited = unsigned(suited) if provider == "cpu" and is_x86() else suited
 
     def build() -> ort.InferenceSession:
+        options = _options(graph, threads, watched=provider != "cpu")
         try:
-            session = ort.InferenceSession(
-                suited,
-                _options(stage, graph, external, threads, watched=provider != "cpu"),
-                providers=_provider_list(provider),
-                enable_fallback=False,  # it would print to stdout and run on the CPU
-            )
+            with _weights(options, stage, graph, external):
+                session = ort.InferenceSession(
+                    suited,
+                    options,
+                    providers=_provider_list(provider),
+                    enable_fallback=False,  # it would print to stdout and run on the CPU
+                )
         except BundleError:
             raise
         except Exception as error:  # even UnicodeDecodeError, for a bad name in the graph
@@ -303,9 +311,17 @@ def _provider_list(name: str) -> list[tuple[str, dict[str, str]]]:
     return chosen
 
 
-def _options(
-    stage: str, graph: bytes, external: Mapping[str, memoryview], threads: int, *, watched: bool
-) -> ort.SessionOptions:
+@functools.cache
+def _share_arena() -> None:
+    """Register one CPU arena with the library, whose sessions then take it by their option."""
+    arena = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    info = ort.OrtMemoryInfo("Cpu", arena, 0, ort.OrtMemType.DEFAULT)
+    # Whoever embeds this runtime may have registered one: theirs serves as well.
+    with contextlib.suppress(Exception):
+        ort.create_and_register_allocator(info, None)
+
+
+def _options(graph: bytes, threads: int, *, watched: bool) -> ort.SessionOptions:
     """Session options; see the head of this file.
 
     `watched` has the library note which provider each node went to.
@@ -319,15 +335,32 @@ def _options(
     options.use_deterministic_compute = True
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if b"DequantizeLinear" in graph and b"QuantizeLinear" not in graph:
         # Eight-bit weights of a float network: made float32 now, once, instead of in every run.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if watched:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if external:
-        _give_weights(options, summarise(graph, f"stage {stage!r}").external, external)
     return options
+
+
+@contextlib.contextmanager
+def _weights(
+    options: ort.SessionOptions, stage: str, graph: bytes, external: Mapping[str, memoryview]
+) -> Iterator[None]:
+    """Give the library the weight files, for as long as it loads.
+
+    From a folder it takes tensor after tensor; bytes in memory it holds beside its own copy.
+    """
+    lying = external.folder() if isinstance(external, External) else contextlib.nullcontext()
+    with lying as folder:
+        if folder is not None:
+            options.add_session_config_entry(_FOLDER, folder)
+        elif external:
+            _give_weights(options, summarise(graph, f"stage {stage!r}").external, external)
+        yield
 
 
 def _give_weights(

@@ -1,0 +1,185 @@
+"""Large weight files stay where they lie, and still nothing but what was verified is run."""
+
+import gc
+import os
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import tiny_bundle
+from jscc.runtime import bundle as bundles
+from jscc.runtime import external
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.bundle import Bundle, write_bundle
+from jscc.runtime.csi import Csi
+from jscc.runtime.errors import BundleError
+from jscc.runtime.external import External
+from jscc.runtime.receiver import Receiver
+
+NAME = "graphs/denoise.onnx.data"
+ENGINE = OnnxRuntimeBackend(threads=1)
+SIDE = {"context": np.linspace(0, 1, 10, dtype=np.float32).reshape(1, 2, 5)}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tiny_bundle.write_diffusion(tmp_path / "diffusion.jscc").path
+
+
+@pytest.fixture
+def expected(path):
+    """What a bundle that was kept in memory receives."""
+    return received(Bundle.open(path))
+
+
+@pytest.fixture
+def opened(path, expected, monkeypatch):
+    """The bundle, its weight file large by decree."""
+    monkeypatch.setattr(bundles, "LARGE", 1)
+    return Bundle.open(path)
+
+
+def received(bundle):
+    rng = np.random.default_rng(0)
+    symbols = (rng.standard_normal((2, 8, 12)) + 1j * rng.standard_normal((2, 8, 12))) / 2**0.5
+    device = Receiver(bundle, backend=ENGINE)
+    return device.receive(symbols.astype(np.complex64), Csi(7.0), seed=1, side=SIDE)[0]
+
+
+def test_the_engine_takes_the_file_from_its_folder(opened, expected):
+    with opened.external("denoise").folder() as folder:
+        assert os.listdir(folder)
+        assert sorted(os.listdir(folder)) == sorted(os.listdir(opened.path / "graphs"))
+    np.testing.assert_array_equal(received(opened), expected)
+
+
+def test_the_same_bytes_for_who_asks(opened):
+    data = (opened.path / NAME).read_bytes()
+    files = opened.external("denoise")
+    assert list(files) == ["denoise.onnx.data"]
+    assert len(files) == 1
+    assert bytes(files["denoise.onnx.data"]) == opened.file(NAME) == data
+    with pytest.raises(KeyError):
+        files["other"]
+
+
+def test_opening_keeps_none_of_it(tmp_path, monkeypatch):
+    manifest, files = tiny_bundle.diffusion()
+    files[NAME] += bytes(4 << 20)
+    written = write_bundle(tmp_path / "long.jscc", manifest, files)
+    monkeypatch.setattr("jscc.runtime.trust.CHUNK", 1 << 16)
+    peaks = []
+    for limit in (external.LARGE, 1):
+        monkeypatch.setattr(bundles, "LARGE", limit)
+        tracemalloc.start()
+        Bundle.open(written.path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] > 4 << 20
+    assert peaks[1] < 1 << 20
+
+
+@pytest.mark.parametrize("length", [0, 1], ids=["other bytes", "one more"])
+def test_changed_in_place_before_opening(path, monkeypatch, length):
+    monkeypatch.setattr(bundles, "LARGE", 1)
+    data = bytearray((path / NAME).read_bytes())
+    data[5] ^= 1
+    (path / NAME).write_bytes(data + bytes(length))
+    with pytest.raises(BundleError) as failure:
+        Bundle.open(path)
+    assert failure.value.code == "E_HASH"
+
+
+def test_cut_before_opening(path, monkeypatch):
+    monkeypatch.setattr(bundles, "LARGE", 1)
+    os.truncate(path / NAME, 3)
+    with pytest.raises(BundleError) as failure:
+        Bundle.open(path)
+    assert failure.value.code == "E_BUNDLE_TRUNCATED"
+
+
+def test_changed_in_place_after_opening(opened):
+    with (opened.path / NAME).open("r+b") as file:
+        file.write(b"\x7f")
+    with pytest.raises(BundleError) as failure:
+        received(opened)
+    assert failure.value.code == "E_HASH"
+    with pytest.raises(BundleError) as failure:
+        opened.file(NAME)
+    assert failure.value.code == "E_HASH"
+
+
+def test_cut_after_opening(opened):
+    os.truncate(opened.path / NAME, 3)
+    with pytest.raises(BundleError) as failure:
+        received(opened)
+    assert failure.value.code == "E_BUNDLE_TRUNCATED"
+
+
+def test_replaced_after_opening(opened, expected):
+    """Another file under the name is not what was verified; the old one is still open."""
+    other = opened.path / "other"
+    other.write_bytes(bytes((opened.path / NAME).stat().st_size))
+    os.replace(other, opened.path / NAME)
+    np.testing.assert_array_equal(received(opened), expected)
+
+
+def test_replaced_while_the_engine_loads(opened):
+    """The engine may have read either; so neither is run."""
+    loading = opened.external("denoise").folder()
+    assert loading.__enter__() is not None
+    other = opened.path / "other"
+    other.write_bytes((opened.path / NAME).read_bytes())
+    os.replace(other, opened.path / NAME)
+    with pytest.raises(BundleError) as failure:
+        loading.__exit__(None, None, None)
+    assert failure.value.code == "E_HASH"
+
+
+def test_the_whole_bundle_moved_or_deleted(opened, expected):
+    moved = opened.path.with_name("moved.jscc")
+    opened.path.rename(moved)
+    np.testing.assert_array_equal(received(opened), expected)
+    shutil.rmtree(moved)
+    np.testing.assert_array_equal(received(opened), expected)
+
+
+def test_touched_or_linked_is_still_the_same(opened, expected, tmp_path):
+    with opened.external("denoise").folder():
+        os.utime(opened.path / NAME)
+        os.link(opened.path / NAME, tmp_path / "link")
+    np.testing.assert_array_equal(received(opened), expected)
+
+
+def test_a_system_without_names_for_open_folders(opened, expected, monkeypatch):
+    monkeypatch.setattr(external, "_DESCRIPTORS", "/nowhere")
+    with opened.external("denoise").folder() as folder:
+        assert folder is None
+    np.testing.assert_array_equal(received(opened), expected)
+
+
+def test_files_of_which_some_are_in_memory():
+    with External({"a": memoryview(b"a")}, {}).folder() as folder:
+        assert folder is None
+
+
+def test_an_archive_is_read_into_memory(tmp_path, monkeypatch, expected):
+    monkeypatch.setattr(bundles, "LARGE", 1)
+    single = tiny_bundle.write_diffusion(tmp_path / "single.jscc", single_file=True)
+    with single.external("denoise").folder() as folder:
+        assert folder is None
+    np.testing.assert_array_equal(received(single), expected)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="nothing to count them by")
+def test_descriptors_are_closed(path, monkeypatch):
+    monkeypatch.setattr(bundles, "LARGE", 1)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    opened = Bundle.open(path)
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    del opened
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
