@@ -40,6 +40,7 @@ PLACE = re.compile(
 FIGURE = re.compile(r"<!-- figure: (?P<file>[A-Za-z0-9_.-]+) (?P<words>[^>\n]+?) -->")
 RESULT = re.compile(r"[A-Za-z0-9_.-]+\.json")
 # Where the function ``table`` of each kind of result is.
+LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}  # by the name of the engine
 TABLES = {
     "digital": "jscc.benchmarks.digital.tables",
     "export": "jscc.benchmarks.exports",
@@ -95,7 +96,6 @@ def _read(path: Path) -> Mapping[str, Any]:
     result: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result
 
-
 def table_of(result: Mapping[str, Any], where: str) -> Table:
     """The function that makes a table of this kind of result."""
     kind = str(result.get("kind"))
@@ -112,9 +112,11 @@ def measured(result: Mapping[str, Any]) -> str:
     """One line on machine, versions and commit."""
     machine, versions = result["machine"], result["versions"]
     commit = str(result["commit"])
+    library, _, precision = str(result.get("engine") or "onnxruntime").partition("-")
+    engine = f"{LIBRARIES[library]} {versions[library]}{precision and f' in {precision}'}"
     return (
         f"Measured on {machine['cpu']}, {machine['threads']} threads, with Python "
-        f"{versions['python']} and ONNX Runtime {versions['onnxruntime']}, "
+        f"{versions['python']} and {engine}, "
         f"at commit {commit[:10]}{'+' if commit.endswith('+') else ''}.\n"
     )
 

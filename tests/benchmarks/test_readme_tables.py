@@ -54,6 +54,15 @@ def test_two_tables_keep_apart(tmp_path):
     assert fill(PLACE * 2, tmp_path) == fill(PLACE, tmp_path) * 2
 
 
+def test_the_engine_is_named(tmp_path):
+    record(tmp_path)
+    path = tmp_path / "one.json"
+    result = json.loads(path.read_text())
+    result |= {"engine": "openvino-bf16", "versions": {**result["versions"], "openvino": "9.8.7"}}
+    path.write_text(json.dumps(result))
+    assert "and OpenVINO 9.8.7 in bf16, at commit" in fill(PLACE, tmp_path)
+
+
 def test_text_without_markers_is_left_alone(tmp_path):
     assert fill("no table here\n", tmp_path) == "no table here\n"
 
