@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jscc.export.lower import Lowered, Sizes, lower, release_memory
+from jscc.export.sharing import share_weights
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.declared import needed_format
@@ -90,7 +91,7 @@ def export(system: System, source: WeightSource, order: Order, progress: Progres
             stage_folder.mkdir()
             lowered[spec.name] = lower(spec, stage_folder, sizes, order.precision)
             release_memory()
-        files = {name: path for stage in lowered.values() for name, path in stage.files.items()}
+        files = share_weights({name: folder / name / f"{name}.onnx" for name in lowered}, folder)
         entries = _store(plan.tensors, folder, files)
         manifest = _manifest(source, order, plan, lowered, entries)
         progress("self-test", len(plan.stages), len(plan.stages) + 1)
