@@ -28,6 +28,10 @@ SUITES = {
     ),
     "peers": ("jscc.benchmarks.peers", "Measure one denoise step in turns with other engines."),
     "guided": ("jscc.benchmarks.guided", "Measure guided steps in turns with the plain one."),
+    "feature-cache": (
+        "jscc.benchmarks.feature_cache",
+        "Measure whether reusing a denoiser's inner features pays, against fewer steps.",
+    ),
     "export": (
         "jscc.benchmarks.exports",
         "Measure what exporting published networks takes, at their real size.",
