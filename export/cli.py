@@ -18,8 +18,8 @@ from jscc.export.exporter import Order, export, raise_on_terminate
 from jscc.export.extra import parse_extra
 from jscc.export.gather import Request, gather
 from jscc.export.recognise import family_names
-from jscc.export.roles import architecture_names
-from jscc.export.system import Options, find, names
+from jscc.export.roles import architecture_names, own_tiny
+from jscc.export.system import Options, System, find, names
 from jscc.runtime.errors import JsccError, UsageError
 
 VAES = ("full", "tiny")
@@ -107,9 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         "--tiny",
         action="append",
         default=[],
-        metavar="FILE",
+        metavar="FILE|reference:NAME",
         help="weights of --vae tiny, in the format of TAESD, TAEF2 or diffusers' AutoencoderTiny; "
-        "repeat it for encoder and decoder",
+        "repeat it for encoder and decoder; default: the reference weights' own, with these",
     )
     parser.add_argument("--precision", choices=("fp32", "fp16", INT8), default="fp32")
     add_calibration(parser)
@@ -158,7 +158,7 @@ def _run(arguments: argparse.Namespace) -> Bundle:
             random_seed=arguments.random_weights,
             loras=tuple(arguments.lora),
             encodes_text=arguments.text == "fixed",
-            tiny=_tiny(arguments),
+            tiny=_tiny(arguments, system),
         ),
     )
     order = Order(
@@ -199,10 +199,13 @@ def _run(arguments: argparse.Namespace) -> Bundle:
         return export(system, source, order, progress)
 
 
-def _tiny(arguments: argparse.Namespace) -> tuple[str, ...]:
+def _tiny(arguments: argparse.Namespace, system: System) -> tuple[str, ...]:
     """The files of the tiny autoencoder that is asked for."""
     files = tuple(arguments.tiny)
     random = arguments.random_weights is not None
+    if arguments.vae == "tiny" and not files and not random:
+        own = own_tiny(arguments.checkpoint, system.roles.get(""))
+        files = (own,) if own else ()
     if bool(files) != (arguments.vae == "tiny" and not random):
         got = f"--tiny {files[0]}" if files else "no --tiny"
         raise UsageError(

@@ -22,7 +22,7 @@ from jscc.export.load import rename
 from jscc.export.lora import read_lora
 from jscc.export.models.tiny_autoencoder import tiny_names, tiny_shape
 from jscc.export.recognise import Recognised, family_names, find_family, must_match, recognise
-from jscc.export.roles import REFERENCE, by_role, config_path, reference_folder
+from jscc.export.roles import REFERENCE, by_role, config_path, own_tiny, reference_folder
 from jscc.export.source import CheckpointSource, NetworkFiles, RandomSource, configured
 from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError, UsageError
@@ -54,7 +54,8 @@ class Request:
         revision: Of the hub ids.
         licence: Of the weights that are not this project's, recorded as given.
         random_seed: Draw the weights that the configurations ask for instead of loading any.
-        tiny: Files of a tiny autoencoder, one for each half or both in one.
+        tiny: Files of a tiny autoencoder, one for each half or both in one, or
+            ``reference:NAME``.
         loras: ``FILE[:WEIGHT]`` of each low-rank change to merge into the diffusion UNet.
         encodes_text: Whether the export encodes a prompt, for which a LoRA's change of a text
             encoder would be wanted too.
@@ -129,14 +130,8 @@ def gather(system: System, request: Request) -> tuple[WeightSource, Mapping[str,
             f"{', '.join(system.autoencoders) or 'none'}, expected one that has a tiny one, "
             "such as diffjscc. Leave it out.",
         )
-    own = [each for each in networks.values() if each.files.name.startswith(REFERENCE)]
-    if request.tiny and own:
-        raise UsageError(
-            "E_VAE",
-            f"--tiny {request.tiny[0]}: got it with {own[0].files.name}, expected a --checkpoint "
-            "whose latents it was made for: the reference weights have latents of their own. Name "
-            "the checkpoint.",
-        )
+    if request.tiny:
+        _check_tiny(request.tiny, networks[""].files.name)
     files = {role: network.files for role, network in networks.items()}
     if request.tiny:
         halves, files[TINY] = _tiny(request)
@@ -153,13 +148,36 @@ def gather(system: System, request: Request) -> tuple[WeightSource, Mapping[str,
     return source, defaults
 
 
+def _check_tiny(tiny: tuple[str, ...], checkpoint: str) -> None:
+    """Holds a tiny autoencoder to the latents of a checkpoint, as far as names tell."""
+    strange = [name for name in tiny if name.startswith(REFERENCE)]
+    for name in strange:
+        reference_folder(name.removeprefix(REFERENCE))  # refuses one that does not exist
+    own = own_tiny((checkpoint,), None)
+    if checkpoint.startswith(REFERENCE) and tiny != (own,):
+        raise UsageError(
+            "E_VAE",
+            f"--tiny {tiny[0]}: got it with {checkpoint}, expected a --checkpoint whose latents it "
+            "was made for: the reference weights have latents of their own. Name the checkpoint"
+            f"{f', or take --tiny {own}' if own else ''}.",
+        )
+    if strange and not checkpoint.startswith(REFERENCE):
+        raise UsageError(
+            "E_VAE",
+            f"--tiny {strange[0]}: got it with another checkpoint, expected the reference weights "
+            "whose latents it was made for. Give the tiny autoencoder of your checkpoint.",
+        )
+
+
 def _tiny(request: Request) -> tuple[Mapping[str, torch.Tensor], NetworkFiles]:
     """Both halves of a tiny autoencoder, below ``tiny.``, and the files they lie in."""
-    files = tuple(read_checkpoint(locate(name, revision=request.revision)) for name in request.tiny)
+    own = request.tiny[0] if request.tiny[0].startswith(REFERENCE) else ""
+    files = tuple(read_checkpoint(_path(name, request)) for name in request.tiny)
     parts = [rename(each.tensors, tiny_names(each.tensors, each.path.name)) for each in files]
     halves = merge(parts)
     tiny_shape(_shapes(halves), " + ".join(request.tiny))
-    return add_prefix(halves, f"{TINY}."), NetworkFiles(files, request.licence)
+    licence = REFERENCE_LICENCE if own else request.licence
+    return add_prefix(halves, f"{TINY}."), NetworkFiles(files, licence, own)
 
 
 def _loras(system: System, request: Request, config: Config) -> tuple[Lora, ...]:
@@ -244,15 +262,16 @@ def _open_all(system: System, request: Request) -> dict[str, _Opened]:
 
 def _open(names: tuple[str, ...], request: Request) -> _Opened:
     own = all(name.startswith(REFERENCE) for name in names)
-    paths = [
-        reference_folder(name.removeprefix(REFERENCE))
-        if name.startswith(REFERENCE)
-        else locate(name, revision=request.revision)
-        for name in names
-    ]
+    paths = [_path(name, request) for name in names]
     files = tuple(read_checkpoint(path) for path in paths)
     licence = REFERENCE_LICENCE if own else request.licence
     return _Opened(names[0], files, _merge(files), _config_beside(paths), licence)
+
+
+def _path(name: str, request: Request) -> Path:
+    if name.startswith(REFERENCE):
+        return reference_folder(name.removeprefix(REFERENCE))
+    return locate(name, revision=request.revision)
 
 
 def _role_of(opened: _Opened) -> str:

@@ -13,6 +13,7 @@ from jscc.runtime.errors import UsageError
 
 REFERENCE = "reference:"
 REFERENCES = Path(__file__).parent / "reference"
+TINY_SUFFIX = "-tiny"  # after the name of a latent diffusion model: its own tiny autoencoder
 ARCHITECTURE = "architecture:"
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
@@ -67,6 +68,25 @@ def reference_folder(name: str) -> Path:
             "checkpoint of your own.",
         )
     return REFERENCES / name
+
+
+def own_tiny(checkpoints: Sequence[str], reference: str | None) -> str | None:
+    """``reference:NAME`` of the tiny autoencoder of the reference weights that are asked for.
+
+    Args:
+        checkpoints: What was named as the checkpoint of a system of one network.
+        reference: The reference weights that are taken where nothing was.
+
+    Returns:
+        None where other weights are asked for, or those have none.
+    """
+    names = [each.removeprefix(REFERENCE) for each in checkpoints if each.startswith(REFERENCE)]
+    if not checkpoints and reference:
+        names = [reference]
+    if len(names) != max(1, len(checkpoints)):
+        return None
+    own = f"{names[0]}{TINY_SUFFIX}"
+    return f"{REFERENCE}{own}" if (REFERENCES / own / "config.yaml").is_file() else None
 
 
 def architecture_names() -> tuple[str, ...]:

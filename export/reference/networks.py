@@ -21,6 +21,7 @@ from jscc.export.models.generative import REFERENCE as GENERATIVE
 from jscc.export.models.inn import Inn
 from jscc.export.reference.af import AfStage
 from jscc.export.reference.codec import EVALUATED_SNR_DB
+from jscc.export.reference.distil import DistilStage
 from jscc.export.reference.generative_codec import generative_stage
 from jscc.export.reference.inn import InnStage
 from jscc.export.reference.loop import Stage, read_checkpoint
@@ -29,7 +30,9 @@ from jscc.export.reference.perceptual import Lpips
 from jscc.export.reference.perceptual_codec import perceptual_stage
 from jscc.export.reference.prior import PriorStage
 from jscc.export.reference.stylegan import StyleganStage, latent_statistics
+from jscc.export.reference.teacher import read_teacher
 from jscc.export.reference.tiles import Tiles
+from jscc.export.reference.tiny_autoencoder import TinyAutoencoderStage
 from jscc.export.roles import REFERENCES
 from jscc.runtime.errors import DataError
 
@@ -213,6 +216,36 @@ def _inn(name: str, codec: str) -> Callable[[Mapping[str, Any], Job], Stage]:
     return make
 
 
+def _tiny(config: Mapping[str, Any], job: Job) -> Stage:
+    crop, last_crop = job.crops
+    return TinyAutoencoderStage(
+        job.tiles,
+        config,
+        read_teacher(job.out, job.device).link(),
+        job.device,
+        batch=job.batch,
+        crop=crop,
+        last_crop=last_crop,
+        lpips=job.lpips,
+        name="diffjscc-tiny",
+    )
+
+
+def _few_step(config: Mapping[str, Any], job: Job) -> Stage:
+    crop, last_crop = job.crops
+    return DistilStage(
+        job.tiles,
+        config,
+        read_teacher(job.out, job.device),
+        job.device,
+        batch=job.batch,
+        crop=crop,
+        last_crop=last_crop,
+        lpips=job.lpips,
+        name="diffjscc-few-step",
+    )
+
+
 _INN: Final = {"lifts": 4, "levels": 2, "slicing": "clean"}
 
 # Planes: reals per 16x16 block, so cbr = planes / 1536.
@@ -309,5 +342,22 @@ NETWORKS: Final[dict[str, Network]] = {
         lr=1e-3,
         minutes={"cpu": 20, "cuda": 20},
         batch={"cpu": 8, "cuda": 32},
+    ),
+    "diffjscc-tiny": Network(
+        config={"latent": 4, "width": 16, "pooled": False},
+        stage=_tiny,
+        lr=2.5e-3,
+        minutes={"cpu": 25, "cuda": 60},
+        batch={"cpu": 4, "cuda": 64},
+        crops=(96, 192),
+    ),
+    "diffjscc-few-step": Network(
+        config={"rank": 16, "steps": [1, 2, 4]},
+        stage=_few_step,
+        lr=3e-4,
+        minutes={"cpu": 30, "cuda": 60},
+        batch={"cpu": 4, "cuda": 32},
+        crops=(128, 256),
+        prefix="lora_unet_",
     ),
 }
