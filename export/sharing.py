@@ -86,7 +86,7 @@ def _like(value: ir.Value, tensor: ir.ExternalTensor) -> ir.ExternalTensor:
         tensor.offset,
         tensor.length,
         own.dtype,
-        shape=ir.Shape(own.shape),
+        shape=ir.Shape(own.shape.numpy()),
         name=str(value.name),
         base_dir=tensor.base_dir,
     )
