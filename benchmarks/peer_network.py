@@ -6,42 +6,41 @@ Graph and network have the same weights because both are drawn from the case's s
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from jscc.benchmarks.peer_case import STAGE, Case, write_case
+from jscc.benchmarks.peer_case import (
+    BETAS,
+    LATENT,
+    MIN_SNR,
+    SNR_SCALE,
+    STAGE,
+    TIMESTEPS,
+    TRUNKS,
+    Array,
+    Arrays,
+    Case,
+    write_case,
+)
 from jscc.export.lower import Sizes, lower
 from jscc.export.proof import examples
 from jscc.export.source import RandomSource
-from jscc.export.system import Options, StageSpec, find
+from jscc.export.system import Options, Plan, StageSpec, find
 
 _TRANSFORMER = {"use_spatial_transformer": True, "use_linear_in_transformer": True}
-# Stable Diffusion 2.1's widths, and widths that a test can afford.
-TRUNKS: dict[str, dict[str, Any]] = {
-    "full": {
-        "model_channels": 320,
-        "attention_resolutions": [4, 2, 1],
-        "num_res_blocks": 2,
-        "channel_mult": [1, 2, 4, 4],
-        "num_head_channels": 64,
-        "transformer_depth": 1,
-        "context_dim": 1024,
-    },
-    "small": {
-        "model_channels": 32,
-        "attention_resolutions": [1],
-        "num_res_blocks": 1,
-        "channel_mult": [1],
-        "num_head_channels": 16,
-        "transformer_depth": 1,
-        "context_dim": 16,
-    },
-}
 
 
 def config(scale: str) -> dict[str, Any]:
     """The configuration of a ControlLDM with this trunk, in the official schema."""
-    trunk = {"in_channels": 4, **_TRANSFORMER, **TRUNKS[scale]}
-    steering = {"hint_channels": 4, "use_snr": True, "min_snr": 0, "snr_scale": 100}
+    trunk = {"in_channels": LATENT, **_TRANSFORMER, **TRUNKS[scale]}
+    steering = {
+        "hint_channels": LATENT,
+        "use_snr": True,
+        "min_snr": MIN_SNR,
+        "snr_scale": SNR_SCALE,
+    }
     autoencoder = {
         "double_z": True,
         "z_channels": 4,
@@ -71,12 +70,12 @@ def config(scale: str) -> dict[str, Any]:
     return {
         "target": "model.cldm.ControlLDM",
         "params": {
-            "linear_start": 0.00085,
-            "linear_end": 0.0120,
-            "timesteps": 1000,
+            "linear_start": BETAS[0],
+            "linear_end": BETAS[1],
+            "timesteps": TIMESTEPS,
             "scale_factor": 0.18215,
             "control_stage_config": {"params": {**trunk, **steering}},
-            "unet_config": {"params": {**trunk, "out_channels": 4}},
+            "unet_config": {"params": {**trunk, "out_channels": LATENT}},
             "first_stage_config": {"params": {"embed_dim": 4, "ddconfig": autoencoder}},
             "cond_stage_config": {"params": {"layer": "penultimate"}},
             "preprocess_config": {"target": "model.deepjscc_cnn.DeepJSCC", "params": codec},
@@ -86,9 +85,7 @@ def config(scale: str) -> dict[str, Any]:
 
 def spec(case: Case) -> StageSpec:
     """The denoise stage exactly as the exporter plans it, with random weights."""
-    source = RandomSource(config(case.scale), Path(), case.seed)
-    plan = find("diffjscc").plan(source, Options())
-    return next(stage for stage in plan.stages if stage.name == STAGE)
+    return next(stage for stage in _plan(case).stages if stage.name == STAGE)
 
 
 def build(case: Case) -> nn.Module:
@@ -102,4 +99,37 @@ def prepare(case: Case, folder: Path) -> None:
     fixed = None if case.any_size else (case.height, case.width)
     lowered = lower(stage, folder, Sizes(64, fixed), "fp32")
     sizes = {"batch": 1, "height": case.height, "width": case.width}
-    write_case(case, lowered.entry, examples(stage.inputs, sizes, case.seed), folder)
+    inputs = examples(stage.inputs, sizes, case.seed)
+    context, inputs["context_kv"] = _context(case)
+    flops = count_flops(build(case), inputs)
+    write_case(case, lowered.entry, inputs, context, flops, folder)
+
+
+def count_flops(network: nn.Module, inputs: Arrays) -> int:
+    """FLOPs of matrix products and convolutions in one call; nothing is computed.
+
+    A product and the sum that follows it are two. Attention counts as its two products.
+
+    NOTE: on a CPU, PyTorch's fused attention would count as nothing; on "meta" it is not fused.
+    """
+    network = network.to("meta")
+    tensors = [torch.from_numpy(array).to("meta") for array in inputs.values()]
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network(*tensors)
+    return int(counter.get_total_flops())
+
+
+def _plan(case: Case, text: str = "none") -> Plan:
+    source = RandomSource(config(case.scale), Path(), case.seed)
+    return find("diffjscc").plan(source, Options(text=text))
+
+
+def _context(case: Case) -> tuple[Array, Array]:
+    """A random context, and the keys and values that both networks make of it."""
+    prompt = next(stage for stage in _plan(case, "side").stages if stage.name == "prompt")
+    inputs = examples(prompt.inputs, {"batch": 1}, case.seed)
+    with torch.no_grad():
+        made = prompt.build().eval()(*(torch.from_numpy(array) for array in inputs.values()))
+    (context,) = inputs.values()
+    return context, np.asarray(made.numpy(), np.float32)

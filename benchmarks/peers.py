@@ -1,244 +1,234 @@
 """Peers: our denoise step against the same network in other engines, in turns.
 
-Each engine lives in a process of its own, and ours takes turns with one peer at a time
-(A B A B …), so both see the same machine in the same minutes and at most two networks are in
-memory. What counts is the ratio; quality (the difference between the outputs) stands beside it.
+Each engine lives in a process of its own, and each form of ours takes turns with one other engine
+at a time (A B A B …), so both see the same machine in the same minutes and at most two networks are
+in memory. What counts is the ratio; quality stands beside it: how far an output is from that of our
+engine in full precision.
 """
 
 import argparse
-import contextlib
-import json
 import os
-import subprocess
-import sys
+import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from jscc.benchmarks.peer_case import Case
-from jscc.benchmarks.peer_worker import ENGINES, OURS
-from jscc.benchmarks.report import finite, markdown_table, provenance, spread, write_result
+from jscc.benchmarks import peer_ceilings, peer_int8
+from jscc.benchmarks.peer_case import Case, is_prepared, read_flops
+from jscc.benchmarks.peer_engines import ENGINES, FORMS, INT8_FOLDER, NNCF_FOLDER, OURS, lacking
+from jscc.benchmarks.peer_turns import Bench, Say, pairing, refer, remote
+from jscc.benchmarks.peer_worker import OPTIMUM
+from jscc.benchmarks.peers_table import ceilings_table, table
+from jscc.benchmarks.report import provenance, write_result
 from jscc.runtime.commands.options import image_size, positive, seed
 from jscc.runtime.errors import UnavailableError, UsageError
 from jscc.runtime.machine import available_threads
-from jscc.runtime.terminal import Progress, say
+from jscc.runtime.output_files import check_destination, write_file
+from jscc.runtime.terminal import Progress, notice, say
 
 SCALES = ("full", "small")
 COMPILED = ("torch-compile", "torch-compile-freezing")
 MULTIPLE = 64
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One timed step.
-
-    Attributes:
-        wall_ms: Time on the clock.
-        cpu_ms: Processor time of all threads.
-    """
-
-    wall_ms: float
-    cpu_ms: float
+ALL = "all"
+PLOT_FORMS = ("svg", "png")
+Keep = Callable[[Mapping[str, object]], None]
+PEERS = (*(name for name in ENGINES if name not in FORMS.values()), OPTIMUM)
+NNCF = "openvino-nncf"
+# The extra that brings a module.
+_EXTRAS = {"torch": "export", "matplotlib": "bench", "openvino": "openvino", "optimum": "optimum"}
+_PATH = re.compile(r"(/[\w.+-]*[\w-]){2,}")
 
 
 @dataclass(frozen=True)
-class Engine:
-    """What one engine did in one pairing; the first turn, which warms up, is kept apart.
+class Order:
+    """What is compared.
 
     Attributes:
-        name: Key of `ENGINES`.
-        load_s: Until the engine could run: reading or drawing the weights, optimising the graph.
-        first: Warm-up; for a compiler it holds the compilation.
-        turns: The timed steps, in order.
-        peak_rss_mib: Most memory that its process has had.
+        case: The step.
+        ours: Forms of ours; the first also takes turns with the others.
+        peers: Other engines.
+        threads: Of every engine.
+        runs: Timed turns of each.
+        pythons: Interpreters of engines that have an environment of their own, by name.
+        int8: A bundle of the case's network in eight bits; None calibrates the case itself.
+        ceilings: Whether the machine's own speed is measured too.
     """
 
-    name: str
-    load_s: float
-    first: Turn
-    turns: tuple[Turn, ...]
-    peak_rss_mib: float
+    case: Case
+    ours: tuple[str, ...]
+    peers: tuple[str, ...]
+    threads: int
+    runs: int
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    int8: Path | None = None
+    ceilings: bool = False
 
-    def as_json(self) -> dict[str, object]:
-        """For the result file."""
-        return {
-            "name": self.name,
-            "load_s": self.load_s,
-            "first_ms": self.first.wall_ms,
-            "wall_ms": spread([turn.wall_ms for turn in self.turns]),
-            "cpu_ms": spread([turn.cpu_ms for turn in self.turns]),
-            "turns": [asdict(turn) for turn in self.turns],
-            "peak_rss_mib": self.peak_rss_mib,
-        }
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """All that run, each once, ours in full precision among them."""
+        return tuple(dict.fromkeys((OURS, *self.ours, *self.running)))
 
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The peers that can run the step."""
+        return tuple(name for name in self.peers if name in ENGINES)
 
-class Remote:
-    """A worker process."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "jscc.benchmarks.peer_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Who takes turns with whom."""
+        first, *others = self.ours
+        return (
+            *((first, form) for form in others),
+            *((form, peer) for peer in self.running for form in self.ours),
         )
 
-    def ask(self, do: str, **arguments: object) -> dict[str, float]:
-        """Send one command and wait for its answer.
 
-        Raises:
-            UnavailableError: ``E_PEER``, the engine failed or its process died.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        answer: dict[str, Any] = json.loads(line) if line else {"error": self._death()}
-        if "error" in answer:
-            raise UnavailableError(
-                "E_PEER",
-                f"engine {self._name!r}: got {answer['error']}, expected an answer to {do!r}. "
-                "Leave this engine out with --peers, or look at what it printed above.",
-            )
-        return answer
+def measure(order: Order, folder: Path, progress: Say, keep: Keep) -> dict[str, object]:
+    """Prepare the case in `folder` unless it is there, and run every pairing.
 
-    def close(self) -> None:
-        """End the process."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # what a dead process never read
-                    pipe.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    An engine that fails is left out of the figures, and the result says why.
 
-    def _death(self) -> str:
-        status = self._process.wait()
-        if status < 0:
-            return f"a process killed by signal {-status} (9 is what lack of memory looks like)"
-        return f"a process that ended with status {status}"
+    Args:
+        order: What is compared.
+        folder: Of the case.
+        progress: Told of each step.
+        keep: Given the result so far after every pairing: a run of hours may be interrupted.
 
-
-@contextmanager
-def remote(name: str) -> Iterator[Remote]:
-    """A worker process that does not outlive the block."""
-    worker = Remote(name)
-    try:
-        yield worker
-    finally:
-        worker.close()
-
-
-def pairing(
-    folder: Path, peer: str, *, threads: int, runs: int, progress: Say
-) -> dict[str, object]:
-    """Let our engine and `peer` take turns on the case in `folder`."""
-    names = (OURS, peer)
-    with remote(OURS) as ours, remote(peer) as theirs:
-        workers = (ours, theirs)
-        loads = []
-        for name, worker in zip(names, workers, strict=True):
-            progress(f"load {name}")
-            answer = worker.ask("load", engine=name, folder=str(folder), threads=threads)
-            loads.append(answer["load_s"])
-        turns: tuple[list[Turn], list[Turn]] = ([], [])
-        for _ in range(runs + 1):
-            for name, worker, record in zip(names, workers, turns, strict=True):
-                progress(name)
-                record.append(Turn(**worker.ask("run")))
-        paths = tuple(folder / f"output.{name}.npy" for name in names)
-        peaks = [
-            worker.ask("save", path=str(path))["peak_rss_mib"]
-            for worker, path in zip(workers, paths, strict=True)
-        ]
-    engines = [
-        Engine(name, load, record[0], tuple(record[1:]), peak)
-        for name, load, record, peak in zip(names, loads, turns, peaks, strict=True)
-    ]
-    outputs = [np.load(path, allow_pickle=False) for path in paths]
-    return compare(engines[0], engines[1], difference(outputs[0], outputs[1]))
-
-
-def compare(ours: Engine, peer: Engine, quality: Mapping[str, float | None]) -> dict[str, object]:
-    """One pairing for the result file.
-
-    The ratios say how many times as long the peer takes: median over median, and beside it the
-    smallest and largest ratio of neighbouring turns.
+    Raises:
+        UnavailableError: ``E_MODULE``, an engine lacks a module; ``E_PEER``, the case cannot be
+            made or our own engine cannot run it.
     """
-    ratios = {}
-    for field in ("wall_ms", "cpu_ms"):
-        mine, others = ([getattr(turn, field) for turn in e.turns] for e in (ours, peer))
-        rounds = spread([other / own for own, other in zip(mine, others, strict=True)])
-        median = spread(others)["median"] / spread(mine)["median"]
-        ratios[f"{field[:-3]}_ratio"] = {**rounds, "median": median}
-    return {"ours": ours.as_json(), "peer": peer.as_json(), "quality": dict(quality), **ratios}
-
-
-def difference(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> dict[str, float | None]:
-    """Largest difference, the peer's largest value, and PSNR in dB against that value."""
-    gap = ours.astype(np.float64) - theirs
-    peak, power = float(np.abs(theirs).max()), float(np.mean(np.square(gap)))
-    psnr = 10 * np.log10(peak**2 / power) if power else np.inf
-    return {"max_abs": float(np.abs(gap).max()), "peak": peak, "psnr_db": finite(float(psnr))}
-
-
-def measure(
-    case: Case, peers: Sequence[str], folder: Path, *, threads: int, runs: int, progress: Say
-) -> dict[str, object]:
-    """Prepare the case in `folder` unless it is there, and run every pairing."""
-    if not (folder / "case.json").exists():
-        progress("export")
-        with remote("export") as worker:
-            worker.ask("prepare", case=asdict(case), folder=str(folder))
-    pairs = [pairing(folder, peer, threads=threads, runs=runs, progress=progress) for peer in peers]
-    return {
-        **provenance(),
-        "case": {**asdict(case), "stage": "denoise", "precision": "fp32", "batch": 1},
-        "threads": threads,
-        "runs": runs,
+    versions = check(order)
+    rounded = _prepare(order, folder, progress)
+    bench = Bench(folder, order.threads, order.runs, order.pythons, progress)
+    refer(bench, OURS)
+    found: dict[str, Any] = provenance()
+    pairs: list[dict[str, object]] = []
+    failed: list[dict[str, str]] = []
+    result = {
+        **found,
+        "versions": {**versions.pop("", {}), **found["versions"]},
+        "environments": versions,
+        "case": {**asdict(order.case), "stage": "denoise", "precision": "fp32", "batch": 1},
+        "flops": read_flops(folder),
+        "threads": order.threads,
+        "runs": order.runs,
+        "ours": list(order.ours),
+        "rounded": rounded,
         "pairs": pairs,
+        "cannot": _ask(order, bench, failed),
+        "failed": failed,
+        **({"ceilings": _ceilings(order, progress)} if order.ceilings else {}),
     }
+    for ours, peer in order.pairs:
+        try:
+            pairs.append(pairing(bench, ours, peer))
+        except UnavailableError as error:
+            failed.append(_failure(ours, peer, error))
+        keep(result)
+    return result
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The pairings as a Markdown table."""
-    rows = []
-    for pair in result["pairs"]:
-        ours, peer, ratio = pair["ours"], pair["peer"], pair["wall_ratio"]
-        psnr = pair["quality"]["psnr_db"]
-        rows.append(
-            (
-                peer["name"],
-                f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})",
-                f"{pair['cpu_ratio']['median']:.2f}",
-                f"{ours['wall_ms']['median'] / 1e3:.3g} / {peer['wall_ms']['median'] / 1e3:.3g}",
-                f"{ours['peak_rss_mib'] / 1024:.2f} / {peer['peak_rss_mib'] / 1024:.2f}",
-                "equal" if psnr is None else f"{psnr:.0f}",
-            )
+def check(order: Order) -> dict[str, dict[str, str]]:
+    """Versions of what interpreters have, by engine; those of this one under no name.
+
+    Raises:
+        UnavailableError: ``E_MODULE``, an engine lacks a module.
+    """
+    asked = dict.fromkeys((*order.engines, *order.peers))
+    found = {}
+    for name, python in {"": None, **order.pythons}.items():
+        engines = [name] if name else [each for each in asked if each not in order.pythons]
+        with remote(name or "ours", python) as worker:
+            answer = worker.ask("check", engines=engines)
+        found[name] = answer["versions"]
+        for engine, modules in answer["lacks"].items():
+            raise _lack(modules[0], f"engine {engine!r}", f"name another with --python {engine}=")
+    if order.ceilings and (missing := lacking(peer_ceilings.NEEDS)):
+        raise _lack(missing[0], "--ceilings", "leave it out")
+    return found
+
+
+def _lack(module: str, where: str, otherwise: str) -> UnavailableError:
+    extra = _EXTRAS.get(module, "peers")
+    return UnavailableError(
+        "E_MODULE",
+        f"{where}: got no module {module!r}, expected its interpreter to have it. "
+        f"Run: pip install 'jscc-edge[{extra}]', or {otherwise}.",
+    )
+
+
+def _prepare(order: Order, folder: Path, progress: Say) -> dict[str, object]:
+    """Make what the folder lacks; what the graphs in eight bits are."""
+    if not is_prepared(folder):
+        progress("export")
+        for graph in (INT8_FOLDER, NNCF_FOLDER):  # of another form of the case
+            shutil.rmtree(folder / graph, ignore_errors=True)
+        with remote("export") as worker:
+            worker.ask("prepare", case=asdict(order.case), folder=str(folder))
+    graphs = {ENGINES[name].graph for name in order.engines}
+    rounded: dict[str, object] = {}
+    if INT8_FOLDER in graphs:
+        if order.int8 is not None:
+            rounded[INT8_FOLDER] = peer_int8.adopt(folder, order.int8)
+        else:
+            ask = {"do": "calibrate", "threads": order.threads}
+            rounded[INT8_FOLDER] = _round(folder, INT8_FOLDER, None, ask, progress)
+    if NNCF_FOLDER in graphs:
+        python = order.pythons.get(NNCF)
+        rounded[NNCF_FOLDER] = _round(folder, NNCF_FOLDER, python, {"do": "nncf"}, progress)
+    return rounded
+
+
+def _round(
+    folder: Path, graph: str, python: str | None, ask: dict[str, Any], progress: Say
+) -> dict[str, object]:
+    """Make the case's graph of eight bits in `graph` unless it is there."""
+    if not peer_int8.is_rounded(folder / graph):
+        progress(f"calibrate {graph}")
+        with remote(f"calibrate {graph}", python) as worker:
+            worker.ask(**ask, folder=str(folder))
+    return peer_int8.read_counts(folder / graph)
+
+
+def _failure(ours: str, peer: str, error: UnavailableError) -> dict[str, str]:
+    """For the result file, without the machine's paths."""
+    notice(str(error))
+    reason = _PATH.sub("…", error.message.partition(", expected an answer")[0])
+    return {"ours": ours, "name": peer, "reason": reason}
+
+
+def _ask(order: Order, bench: Bench, failed: list[dict[str, str]]) -> dict[str, str]:
+    """Why peers that do not run cannot; an answer that fails to come joins `failed`."""
+    if OPTIMUM not in order.peers:
+        return {}
+    bench.progress(f"ask {OPTIMUM}")
+    try:
+        with bench.remote(OPTIMUM) as worker:
+            reason = worker.ask("optimum", scale=order.case.scale)["reason"]
+    except UnavailableError as error:
+        failed.append(_failure("", OPTIMUM, error))
+        return {}
+    return {OPTIMUM: f"cannot export: {reason}" if reason else "can export it; not measured"}
+
+
+def _ceilings(order: Order, progress: Say) -> object:
+    progress("ceilings")
+    case, threads = order.case, order.threads
+    variables = {"OPENBLAS_NUM_THREADS": str(threads)}  # of NumPy, which has no other way
+    with remote("ceilings", None, variables) as worker:
+        answer = worker.ask(
+            "ceilings", scale=case.scale, height=case.height, width=case.width, threads=threads
         )
-    header = ("peer", "time ÷ ours", "CPU time ÷ ours", "s per step, ours / peer")
-    return markdown_table((*header, "peak GiB, ours / peer", "PSNR to peer, dB"), rows)
+    return answer["ceilings"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``jscc bench peers``."""
-    others = tuple(name for name in ENGINES if name != OURS)
     parser.add_argument(
         "--size", type=image_size, default=(512, 512), metavar="HxW", help="default 512x512"
     )
@@ -246,8 +236,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs", type=positive, default=5, metavar="N", help="timed turns of each engine"
     )
     parser.add_argument("--scale", choices=SCALES, default="full", help="widths of the network")
-    parser.add_argument("--peers", default="torch-eager", help=f"some of {','.join(others)}")
+    parser.add_argument("--ours", default="fp32", help=f"some of {','.join(FORMS)} (default fp32)")
+    parser.add_argument(
+        "--peers", default="torch-eager", help=f"{ALL}, or some of {','.join(PEERS)}"
+    )
     parser.add_argument("--compile", action="store_true", help=f"and {' and '.join(COMPILED)}")
+    parser.add_argument(
+        "--int8",
+        type=Path,
+        metavar="BUNDLE",
+        help="take the step in eight bits from a bundle of the same network; default: the case's "
+        f"own, calibrated on {peer_int8.SAMPLES} random inputs",
+    )
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        type=parse_python,
+        metavar="PEER=FILE",
+        help="interpreter of a peer that has an environment of its own; again for more",
+    )
+    parser.add_argument(
+        "--ceilings", action="store_true", help="measure how fast the machine multiplies, too"
+    )
     parser.add_argument("--any-size", action="store_true", help="a graph that takes any image size")
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="of every engine; default: all"
@@ -259,25 +270,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work", type=Path, help="keep the exported case in this folder, or use it"
     )
     parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help=f"draw it: {' or '.join(PLOT_FORMS)}"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """``jscc bench peers``: measure, print the table, write the result."""
-    peers = choose(args.peers, compiled=args.compile)
-    case = Case(args.scale, *check_size(args.size), args.any_size, args.seed)
-    threads = args.threads or available_threads()
+    """``jscc bench peers``: measure, print the table, write the result.
+
+    Returns:
+        0; 69 where an engine failed.
+    """
+    order = Order(
+        Case(args.scale, *check_size(args.size), args.any_size, args.seed),
+        choose_ours(args.ours),
+        choose(args.peers, compiled=args.compile),
+        args.threads or available_threads(),
+        args.runs,
+        dict(args.python),
+        args.int8,
+        args.ceilings,
+    )
+    form = check_plot(args.plot)
+
+    def keep(result: Mapping[str, object]) -> None:
+        if args.json is not None:
+            write_result(args.json, "peers", result)
+
     bar = Progress("peers")
     try:
-        with _folder(args.work, case) as folder:
-            result = measure(
-                case, peers, folder, threads=threads, runs=args.runs, progress=bar.advance
-            )
+        with _folder(args.work, order.case) as folder:
+            result = measure(order, folder, bar.advance, keep)
     finally:
         bar.close()
-    if args.json is not None:
-        write_result(args.json, "peers", result)
+    keep(result)
+    if form is not None:
+        from jscc.benchmarks.peers_plot import plot_peers  # nothing else needs matplotlib
+
+        write_file(args.plot, plot_peers(result, form), force=True)
     say(table(result))
-    return 0
+    if order.ceilings:
+        say(ceilings_table(result))
+    return UnavailableError.exit_status if result["failed"] else 0
+
+
+def parse_python(text: str) -> tuple[str, str]:
+    """``PEER=FILE``.
+
+    Raises:
+        argparse.ArgumentTypeError: Something else.
+    """
+    name, _, file = text.partition("=")
+    if name not in PEERS or not file:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected one of {', '.join(PEERS)} with = and a file"
+        )
+    return name, file
+
+
+def check_plot(path: Path | None) -> str | None:
+    """Form of the plot that is to be written to `path`; None without.
+
+    Raises:
+        UsageError: ``E_PLOT``, its name ends otherwise.
+        OutputError: The file cannot be created.
+        UnavailableError: ``E_MODULE``, matplotlib is missing.
+    """
+    if path is None:
+        return None
+    form = path.suffix.removeprefix(".")
+    if form not in PLOT_FORMS:
+        raise UsageError(
+            "E_PLOT",
+            f"--plot: got {path.name!r}, expected a name that ends in {' or '.join(PLOT_FORMS)}. "
+            "Correct it.",
+        )
+    if lacking(("matplotlib",)):
+        raise _lack("matplotlib", "--plot", "leave it out")
+    check_destination(path, force=True)
+    return form
 
 
 def check_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -301,12 +372,24 @@ def choose(names: str, *, compiled: bool) -> tuple[str, ...]:
     Raises:
         UsageError: ``E_PEERS``, an unknown engine, or ours.
     """
-    asked = [*names.split(","), *(COMPILED if compiled else ())]
-    known = [name for name in ENGINES if name != OURS]
+    named = PEERS if names == ALL else tuple(names.split(","))
+    return _known((*named, *(COMPILED if compiled else ())), PEERS, "--peers")
+
+
+def choose_ours(names: str) -> tuple[str, ...]:
+    """The engines that run the forms of ours that are named, each once.
+
+    Raises:
+        UsageError: ``E_PEERS``, an unknown form.
+    """
+    return tuple(FORMS[name] for name in _known(names.split(","), tuple(FORMS), "--ours"))
+
+
+def _known(asked: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:
     for name in asked:
         if name not in known:
             raise UsageError(
-                "E_PEERS", f"--peers: got {name!r}, expected some of {', '.join(known)}. Pick one."
+                "E_PEERS", f"{where}: got {name!r}, expected some of {', '.join(known)}. Pick one."
             )
     return tuple(dict.fromkeys(asked))
 
