@@ -1,1 +1,1 @@
-"""Hand-written kernels: one folder each, with reference.py as the specification."""
+"""Hand-written kernels: one folder each, reference.py the specification, NAME.cu for a device."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from jscc.kernels.unpack.reference import unpack
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import CsiError, SymbolsError
 from jscc.runtime.manifest import Signal
@@ -234,13 +235,12 @@ def _measure(power: float, count: int, csi: Csi) -> tuple[float | None, bool]:
 
 def _planes(symbols: Symbols, csi: Csi, signal: Signal, where: str) -> Floats:
     """Equalise and unpack: real parts first, imaginary parts behind them."""
-    if signal.equalisation == "zero_forcing" and csi.gain != 1.0:
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            symbols = (symbols / np.complex64(csi.gain)).astype(np.complex64)
-        if not np.isfinite(symbols).all():
-            raise CsiError(
-                "E_CSI",
-                f"{where}: got a gain of {csi.gain:.3g}, expected one that the symbols can be "
-                "divided by. Estimate the gain again.",
-            )
-    return np.concatenate([symbols.real, symbols.imag]).astype(np.float32, copy=False)
+    divided = signal.equalisation == "zero_forcing" and csi.gain != 1.0
+    planes = unpack(symbols, csi.gain if divided else None)
+    if not np.isfinite(planes).all():
+        raise CsiError(
+            "E_CSI",
+            f"{where}: got a gain of {csi.gain:.3g}, expected one that the symbols can be "
+            "divided by. Estimate the gain again.",
+        )
+    return planes

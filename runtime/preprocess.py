@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from jscc.kernels.to_uint8.reference import to_uint8
 from jscc.runtime.errors import ImageError
 from jscc.runtime.manifest import ImageContract
 from jscc.runtime.ports import describe
@@ -120,10 +121,7 @@ def from_network(image: Floats, rounding: str) -> Pixels:
         image: Finite.
         rounding: ``truncate`` or ``nearest``, whichever the weights were measured with.
     """
-    scaled = np.clip(image, 0.0, 1.0) * np.float32(255.0)
-    if rounding == "nearest":
-        np.rint(scaled, out=scaled)
-    return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))
+    return to_uint8(image, rounding)
 
 
 def restore(padded: Pixels, geometry: Geometry) -> Pixels:

@@ -1,0 +1,1 @@
+"""Received symbols to the planes that networks read, equalised."""
