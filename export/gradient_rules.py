@@ -110,6 +110,10 @@ def _by_data(
     graph, so that the bundle holds every weight once; an engine folds it when it loads. Other
     strides make a transposed convolution.
     """
+    if groups == 1 and list(weight.shape[2:]) == [1] and (stride, padding) == ([1], [0]):
+        # A product: TensorRT for RTX 1.7 takes the convolution, and fails to compile what is
+        # around it.
+        return weight.squeeze(2).transpose(0, 1) @ grad
     reach = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
     margins = [far - near for far, near in zip(reach, padding, strict=True)]
     if all(step == 1 for step in stride) and min(margins) >= 0:
@@ -202,6 +206,37 @@ def avg_pool2d_backward(
         return spread / area
     window = grad.new_full((data.shape[1], 1, *kernel), 1.0 / area)
     return _by_data(grad, data, window, steps, pads, [1, 1], int(data.shape[1]))
+
+
+def max_pool2d_backward(
+    grad: Tensor,
+    data: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,  # noqa: FBT001 - the order of aten's arguments
+    indices: Tensor,  # noqa: ARG001 - TensorRT has no second output of a pooling
+) -> Any:
+    """The gradient of a maximum: each value goes to the first in its window that is the largest.
+
+    Convolutions with one 1 in each kernel lay the windows' places side by side, and back.
+    """
+    kernel = _spread(kernel_size, 2)
+    steps = _spread(stride, 2) if stride else kernel
+    if ceil_mode or any(padding) or set(dilation) != {1}:
+        return NotImplemented
+    planes, places = int(data.shape[1]), kernel[0] * kernel[1]
+    numbers = torch.arange(places, device=data.device)
+    each = (numbers[:, None] == numbers).to(data.dtype).reshape(places, 1, *kernel)
+    single = each.repeat(planes, 1, 1, 1)
+    laid = _convolve(data, single, steps, [0, 0], [1, 1], planes)
+    windows = torch.unflatten(laid, 1, (planes, places))
+    largest = (windows == windows.amax(2, keepdim=True)).to(data.dtype)
+    ranked = largest * (places - numbers).to(data.dtype).reshape(-1, 1, 1)
+    first = (ranked == ranked.amax(2, keepdim=True)).to(data.dtype)
+    spread = (grad.unsqueeze(2) * first).flatten(1, 2)
+    return _by_data(spread, data, single, steps, [0, 0], [1, 1], planes)
 
 
 def _divides(kernel: list[int], data: Tensor) -> bool:
@@ -356,6 +391,7 @@ def _known(size: Size) -> int:
 _RULES: Table = {
     aten.convolution_backward.default: convolution_backward,
     aten.avg_pool2d_backward.default: avg_pool2d_backward,
+    aten.max_pool2d_with_indices_backward.default: max_pool2d_backward,
     aten.linalg_vector_norm.default: linalg_vector_norm,
     aten.native_group_norm.default: native_group_norm,
     aten.native_group_norm_backward.default: native_group_norm_backward,

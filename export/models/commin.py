@@ -113,7 +113,7 @@ class Commin(nn.Module):
     def _weights(self, snr_db: Tensor) -> dict[str, Tensor]:
         """The weights of the network whose SNR is nearest."""
         known = snr_db.new_tensor(self.snrs_db)
-        nearest = (known - snr_db).abs().argmin(dim=0, keepdim=True)
+        nearest = (known - snr_db[:, None]).abs().argmin(dim=1)  # TensorRT asks for two axes
         each = [dict(net.named_parameters()) for net in self.nets]
         return {
             name: torch.stack([weights[name] for weights in each])
