@@ -10,7 +10,8 @@ from jscc.runtime.errors import UsageError
 
 DEFAULT = "onnxruntime"
 _OPENVINO = {"openvino": "f32", "openvino-bf16": "bf16"}
-ENGINES = (DEFAULT, *_OPENVINO)
+_TENSORRT = "tensorrt"
+ENGINES = (DEFAULT, *_OPENVINO, _TENSORRT)
 
 
 def make_backend(
@@ -20,7 +21,7 @@ def make_backend(
 
     Args:
         engine: One of `ENGINES`.
-        providers: Of ONNX Runtime, best first; another engine has the CPU only.
+        providers: Of ONNX Runtime, best first; other engines have none to choose from.
         threads: Of the processor, for each stage; None for all.
 
     Raises:
@@ -31,7 +32,7 @@ def make_backend(
         from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(providers=tuple(providers), threads=threads)
-    if engine not in _OPENVINO:
+    if engine not in ENGINES:
         raise UsageError(
             "E_ENGINE", f"engine: got {engine!r}, expected one of {', '.join(ENGINES)}. Pick one."
         )
@@ -41,6 +42,11 @@ def make_backend(
             f"providers: got {', '.join(providers)} for {engine}, expected cpu, since providers "
             f"are those of {DEFAULT}. Leave one of the two out.",
         )
+    if engine == _TENSORRT:
+        from jscc.runtime.backends.tensorrt import TensorRtBackend
+        from jscc.runtime.terminal import notice
+
+        return TensorRtBackend(threads=threads, tell=notice)
     from jscc.runtime.backends.openvino import OpenVinoBackend
 
     return OpenVinoBackend(threads=threads, precision=_OPENVINO[engine])

@@ -60,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     machine = describe_machine()
     checks = [_python(), *map(_module, _DEVICE), *_providers(machine)]
     checks += [_optional(name, "needed for --engine") for name in _ENGINES]
+    checks += _tensorrt(machine)
     checks += [_optional(name, "needed to export") for name in _HOST]
     if options.bundle is not None:
         checks.append(_selftest(options))
@@ -139,6 +140,45 @@ def _provider(provider: Provider) -> Check:
         return Check(name, OK, "a session starts")
     state = FAILED if provider.name.startswith("CPU") else ABSENT
     return Check(name, state, provider.reason, "install its libraries, or do without it")
+
+
+def _tensorrt(machine: Machine) -> list[Check]:
+    """What `--engine tensorrt` and `jscc build` need: a library, and a device."""
+    checks = []
+    try:
+        library = importlib.import_module("jscc.runtime.backends.tensorrt_library").load_library()
+        targets = ", ".join(library.targets())
+        found = f"{library.named}, builds ahead for {targets}" if targets else library.named
+        checks.append(Check("tensorrt", OK, found))
+    except JsccError as error:
+        broken = "got nothing" not in error.message
+        found = _finding(error) if broken else "needed for --engine tensorrt and to build"
+        checks.append(Check("tensorrt", ABSENT, found, _remedy(error)))
+    except ModuleNotFoundError as error:
+        checks.append(Check("tensorrt", ABSENT, f"module {error.name!r} is missing", "see above"))
+    try:
+        device = importlib.import_module("jscc.runtime.backends.tensorrt_cuda").open_device()
+        checks.append(Check("CUDA device", OK, f"{device.name}, {device.target}"))
+    except JsccError as error:
+        lack = _remedy(error) if machine.nvidia or error.code != "E_MODULE" else ""
+        found = _finding(error) if machine.nvidia else "no NVIDIA device"
+        checks.append(Check("CUDA device", ABSENT, found, lack))
+    except ModuleNotFoundError as error:
+        checks.append(Check("CUDA device", ABSENT, f"module {error.name!r} is missing"))
+    return checks
+
+
+def _finding(error: JsccError) -> str:
+    """What a message says was found."""
+    return error.message.partition(", expected")[0]
+
+
+def _remedy(error: JsccError) -> str:
+    """What a message says to do."""
+    return (
+        error.message.partition(" installed. ")[2].removeprefix("Run: ")
+        or (error.message.partition("driver. ")[2])
+    )
 
 
 def _selftest(options: argparse.Namespace) -> Check:

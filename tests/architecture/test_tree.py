@@ -27,7 +27,6 @@ AUDITED = {
     # What one of its own worker processes wrote a moment before, without pickles.
     "benchmarks/guided.py": {"numpy.load"},
     "benchmarks/peer_case.py": {"numpy.load"},
-    "benchmarks/peers.py": {"numpy.load"},
     # A SafeLoader that refuses duplicate keys too.
     "export/config.py": {"yaml.load"},
 }

@@ -499,7 +499,7 @@ def test_nothing_imports_openvino_before_it_is_asked_for():
 
 
 def test_engines_by_name():
-    assert ENGINES == ("onnxruntime", "openvino", "openvino-bf16")
+    assert ENGINES == ("onnxruntime", "openvino", "openvino-bf16", "tensorrt")
     assert make_backend(threads=2) == OnnxRuntimeBackend(threads=2)
     assert make_backend("openvino", threads=2) == OpenVinoBackend(threads=2)
     assert make_backend("openvino-bf16") == OpenVinoBackend(precision="bf16")

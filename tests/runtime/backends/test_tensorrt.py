@@ -1,0 +1,533 @@
+"""TensorRT backend against fakes: what comes out is ONNX Runtime's, or is explained."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from onnx import helper
+
+import tiny_bundle
+from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status, install
+from jscc.runtime.backends import tensorrt_library
+from jscc.runtime.backends.engines import make_backend
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
+from jscc.runtime.backends.tensorrt import TensorRtBackend
+from jscc.runtime.backends.tensorrt_session import load_engine
+from jscc.runtime.csi import Csi
+from jscc.runtime.engines.cache import EngineCache
+from jscc.runtime.errors import BundleError, DataError, UnavailableError, UsageError
+from jscc.runtime.manifest import StageEntry
+from jscc.runtime.ports import Port, resolve
+from jscc.runtime.receiver import Receiver
+from tiny_bundle import model
+
+TRUTH = OnnxRuntimeBackend(threads=1)
+FLOATS, OUT = (Port(name, "float32", ("batch", 4)) for name in "xy")
+VERSIONS = ("10.3.0", "10.13.2", "11.4.1", "rtx")
+
+
+@pytest.fixture
+def cuda():
+    return FakeCuda()
+
+
+@pytest.fixture(params=["10.3.0"])
+def library(request, cuda, monkeypatch):
+    rtx = request.param == "rtx"
+    fake = FakeTensorRt(cuda, "1.7.1.116" if rtx else request.param, rtx=rtx)
+    install(monkeypatch, fake, cuda)
+    yield fake
+    tensorrt_library.load_library.cache_clear()
+
+
+@pytest.fixture
+def backend(library, tmp_path):
+    said = []
+    made = TensorRtBackend(threads=1, folder=tmp_path / "engines", tell=said.append)
+    object.__setattr__(made, "said", said)
+    return made
+
+
+def entry(inputs=(FLOATS,), outputs=(OUT,)):
+    return StageEntry("graphs/tiny.onnx", tiny_bundle.OPSET, False, inputs, outputs)
+
+
+def graph(nodes, inputs=(FLOATS,), outputs=(OUT,), weights=()):
+    return model(nodes, inputs, outputs, weights).SerializeToString()
+
+
+DOUBLE = graph([helper.make_node("Add", ["x", "x"], ["y"])])
+ONES = {"x": np.ones((1, 4), np.float32)}
+
+
+def load(backend, data=DOUBLE, stage_entry=None):
+    return backend.load("tiny", stage_entry or entry(), data, {})
+
+
+def files(backend):
+    return sorted(path.name for path in backend.folder.glob("*"))
+
+
+def symbols(rows=8, columns=12):
+    parts = np.random.default_rng(0).standard_normal((2, 2, rows, columns)) * np.sqrt(0.5)
+    return (parts[0] + 1j * parts[1]).astype(np.complex64)
+
+
+@pytest.mark.parametrize("library", VERSIONS, indirect=True)
+@pytest.mark.parametrize("name", ["codec", "diffusion"])
+def test_stages_agree_with_onnx_runtime_at_any_size(backend, shared_bundles, name):
+    """External weights, several inputs, growing and shrinking sizes."""
+    bundle = shared_bundles[name]
+    rng = np.random.default_rng(1)
+    for stage, stage_entry in bundle.manifest.stages.items():
+        given = (stage, stage_entry, bundle.graph(stage), bundle.external(stage))
+        session = backend.load(*given)
+        for size in ((1, 16, 24), (2, 32, 8), (1, 16, 24)):
+            sizes = dict(zip(("batch", "height", "width"), size, strict=True))
+            shapes = {port.name: resolve(port, sizes) for port in stage_entry.inputs}
+            arrays = {key: rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
+            expected, found = TRUTH.load(*given).run(arrays), session.run(arrays)
+            for port in stage_entry.outputs:
+                assert found[port.name].shape == expected[port.name].shape
+                assert np.abs(found[port.name] - expected[port.name]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("library", VERSIONS, indirect=True)
+def test_a_bundle_is_received_alike_and_the_record_says_by_what(backend, library, codec_bundle):
+    images = []
+    for each in (TRUTH, backend):
+        image, record = Receiver(codec_bundle, backend=each).receive(symbols(), Csi(7.0), seed=0)
+        images.append(image.astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 1
+    name = "tensorrt_rtx" if library.rtx else "tensorrt"
+    assert record.backend == f"{name} {library.__version__}"
+    assert record.providers == {"decode": "cuda"}
+    assert record.fallbacks == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "targets"),
+    [("10.3.0", 2, None), ("11.4.1", 2, None), ("rtx", 2, "SM89")],
+)
+def test_what_is_asked_of_each_version(cuda, monkeypatch, tmp_path, version, flags, targets):
+    fake = FakeTensorRt(cuda, "1.7" if version == "rtx" else version, rtx=version == "rtx")
+    install(monkeypatch, fake, cuda)
+    load(TensorRtBackend(folder=tmp_path / "engines")).run(ONES)
+    load(TensorRtBackend(folder=tmp_path / "engines", tf32=True)).run(ONES)
+    assert [told["tf32"] for told in fake.told] == [False, True]
+    assert fake.told[0]["flags"] == flags  # strongly typed
+    assert fake.told[0]["target"] == targets
+    assert fake.told[0]["profiles"] == [{"x": [[1, 4]] * 3}]
+    assert fake.told[0]["timings"] == (None if version == "rtx" else "")
+
+
+def test_a_library_without_the_flag_is_strongly_typed_anyway(cuda, monkeypatch, tmp_path):
+    fake = FakeTensorRt(cuda, "12.0.0", strong_flag=False)
+    install(monkeypatch, fake, cuda)
+    load(TensorRtBackend(folder=tmp_path / "engines")).run(ONES)
+    assert fake.told[0]["flags"] == 0
+
+
+def test_an_engine_is_built_once_and_kept(backend, library):
+    session = load(backend)
+    for rows in (1, 3, 1, 3):
+        x = np.full((rows, 4), rows, np.float32)
+        assert np.array_equal(session.run({"x": x})["y"], 2 * x)
+    assert len(library.told) == 2
+    assert library.told[1]["timings"] == "timed "  # what the first build measured
+    again = load(backend)
+    assert np.array_equal(again.run(ONES)["y"], 2 * ONES["x"])
+    assert again.fallbacks == ()
+    assert len(library.told) == 2
+    assert backend.folder.stat().st_mode & 0o777 == 0o700
+    assert len(files(backend)) == 2
+
+
+def test_building_is_announced(backend):
+    load(backend).run(ONES)
+    assert backend.said[0] == "stage 'tiny': building an engine for batch 1 …"
+    assert "done in" in backend.said[-1]
+
+
+@pytest.mark.parametrize("change", ["graph", "tf32", "version", "device"])
+def test_what_an_engine_depends_on_gives_another(backend, library, cuda, monkeypatch, change):
+    load(backend).run(ONES)
+    data = DOUBLE
+    if change == "graph":
+        data = graph([helper.make_node("Sum", ["x", "x"], ["y"])])
+    elif change == "tf32":
+        backend = dataclasses.replace(backend, tf32=True)
+    elif change == "version":
+        monkeypatch.setattr(library, "__version__", "10.4.0")
+    else:
+        cuda.capability = (8, 6)
+    session = load(backend, data)
+    assert session.fallbacks == ()
+    session.run(ONES)
+    assert len(library.told) == 2
+
+
+def damaged(path, how):
+    data = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(data[:-7])
+    elif how == "a bit":
+        path.write_bytes(data[:-7] + bytes([data[-7] ^ 1]) + data[-6:])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "another's":
+        path.write_bytes(data.replace(b'"tf32": false', b'"tf32": true'))
+    else:
+        path.unlink()
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("truncated", "HASH"),
+        ("a bit", "HASH"),
+        ("empty", "FORMAT"),
+        ("another's", "KEY"),
+        ("a link", "FILETYPE"),
+    ],
+)
+def test_a_damaged_engine_is_built_again_and_that_is_said(backend, library, how, code):
+    load(backend).run(ONES)
+    (path,) = backend.folder.iterdir()
+    damaged(path, how)
+    session = load(backend)
+    (note,) = session.fallbacks
+    assert note.startswith("stage 'tiny': an engine is built again, since ")
+    assert note.endswith(f"[E_ENGINE_{code}]")
+    assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
+    assert len(library.told) == 2
+    assert load(backend).fallbacks == ()
+
+
+@pytest.mark.parametrize("words", ["version", "device", "plan"])
+def test_an_engine_that_the_library_refuses_is_built_again(backend, library, words):
+    load(backend).run(ONES)
+    library.faults["load"] = [WORDS[words]]
+    session = load(backend)
+    (note,) = session.fallbacks
+    assert WORDS[words][:80] in note
+    session.run(ONES)
+    assert len(library.told) == 2
+    assert load(backend).fallbacks == ()
+
+
+def test_an_engine_that_crashed_the_library_is_not_loaded_again(backend, library, tmp_path):
+    load(backend).run(ONES)
+    (name,) = files(backend)
+    script = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from jscc.runtime.engines.cache import EngineCache\n"
+        "with EngineCache(Path(sys.argv[1])).loading(sys.argv[2]):\n    os._exit(139)\n"
+    )
+    command = [sys.executable, "-c", script, backend.folder, name]
+    assert subprocess.run(command, check=False).returncode == 139
+    session = load(backend)
+    (note,) = session.fallbacks
+    assert "ended by it" in note
+    assert note.endswith("[E_ENGINE_CRASH]")
+    session.run(ONES)
+    assert load(backend).fallbacks == ()
+    assert files(backend) == [name]
+
+
+def test_a_trace_lies_beside_an_engine_while_it_is_loaded(backend, monkeypatch):
+    load(backend).run(ONES)
+    (name,) = files(backend)
+    seen = []
+
+    def watched(*given):
+        seen.append(files(backend))
+        return load_engine(*given)
+
+    monkeypatch.setattr("jscc.runtime.backends.tensorrt.load_engine", watched)
+    load(backend)
+    assert seen == [[name, f"{name}.loading"]]
+    assert files(backend) == [name]
+
+
+def test_a_load_of_this_process_is_no_crash(backend):
+    load(backend).run(ONES)
+    (name,) = files(backend)
+    with EngineCache(backend.folder).loading(name):
+        assert load(backend).fallbacks == ()
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(backend, library):
+    load(backend).run(ONES)
+    backend.folder.chmod(0o777)
+    session = load(backend)
+    (note,) = session.fallbacks
+    assert "got mode 0777, expected 0700" in note
+    assert note.endswith("Run chmod 700 on it, or choose another. [E_ENGINE_MODE]")
+    session.run(ONES)
+    assert "its engine is not kept: folder " in backend.said[-1]
+
+
+def test_an_engine_of_another_user_is_not_used(backend, library, monkeypatch):
+    load(backend).run(ONES)
+    monkeypatch.setattr("jscc.runtime.engines.cache.os.geteuid", lambda: 4711)
+    (note,) = load(backend).fallbacks
+    assert note.endswith(
+        "expected user 4711, this one. Delete it; it is built again. [E_ENGINE_OWNER]"
+    )
+
+
+def test_what_an_interrupted_writer_left_goes_after_a_while(backend):
+    load(backend).run(ONES)
+    for name, age_s in ((".old.engine.0123.tmp", 7200), (".new.engine.0123.tmp", 60)):
+        path = backend.folder / name
+        path.write_bytes(b"half")
+        written = path.stat().st_mtime - age_s
+        os.utime(path, (written, written))
+    load(backend).run({"x": np.ones((2, 4), np.float32)})
+    assert [name for name in files(backend) if name.startswith(".")] == [".new.engine.0123.tmp"]
+
+
+def test_a_full_disk_costs_the_cache_only(backend, library, monkeypatch):
+    def full(path, data, *, force):
+        raise UnavailableError("E_DISK_FULL", "output: got 0 bytes free, expected room for 9.")
+
+    monkeypatch.setattr("jscc.runtime.engines.cache.write_file", full)
+    session = load(backend)
+    assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
+    assert backend.said[-1].endswith("expected room for 9. [E_DISK_FULL]")
+
+
+def test_no_cuda_is_one_line_and_the_cpu_goes_on(cuda, library, tmp_path, codec_bundle):
+    cuda.status = Status.cudaErrorInsufficientDriver
+    backend = TensorRtBackend(threads=1, folder=tmp_path / "engines")
+    receiver = Receiver(codec_bundle, backend=backend)
+    image, record = receiver.receive(symbols(), Csi(7.0), seed=0)
+    truth, _ = Receiver(codec_bundle, backend=TRUTH).receive(symbols(), Csi(7.0), seed=0)
+    assert np.array_equal(image, truth)
+    assert record.backend == TRUTH.name
+    assert record.providers == {"decode": "cpu"}
+    assert record.fallbacks == (
+        "stage 'decode' runs on the CPU: cudaGetDeviceCount: got cudaErrorInsufficientDriver, "
+        "expected a CUDA device and its driver. Install NVIDIA's driver, or receive on the CPU. "
+        "[E_CUDA]",
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("library", "module 'tensorrt' or 'tensorrt_rtx': got nothing, expected it installed. "),
+        ("cuda", "module 'cuda.bindings': got nothing, expected it installed. Run: pip install "),
+        ("device", "cudaGetDeviceCount: got 0 devices, expected a CUDA device"),
+    ],
+)
+def test_what_is_missing_is_named(cuda, monkeypatch, tmp_path, missing, words):
+    cuda.devices = 0
+    library = None if missing == "library" else FakeTensorRt(cuda)
+    install(monkeypatch, library, None if missing == "cuda" else cuda)
+    backend = TensorRtBackend(threads=1, folder=tmp_path / "engines")
+    session = load(backend)
+    assert isinstance(session, OnnxRuntimeSession)
+    (note,) = session.fallbacks
+    assert note.startswith(f"stage 'tiny' runs on the CPU: {words}")
+    assert backend.name == TRUTH.name
+
+
+def test_a_library_that_does_not_load_is_told_from_none(monkeypatch, tmp_path, cuda):
+    def broken(name):
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(tensorrt_library.importlib, "import_module", broken)
+    tensorrt_library.load_library.cache_clear()
+    with pytest.raises(UnavailableError, match="got ImportError 'libnvinfer.so.10: ") as caught:
+        tensorrt_library.load_library()
+    assert caught.value.code == "E_MODULE"
+    tensorrt_library.load_library.cache_clear()
+
+
+def test_a_refused_node_leaves_the_receiver_on_the_cpu(backend, library, codec_bundle):
+    library.refused = ("Sigmoid",)
+    receiver = Receiver(codec_bundle, backend=backend)
+    _, record = receiver.receive(symbols(), Csi(7.0), seed=0)
+    assert record.backend == TRUTH.name
+    (reason,) = record.fallbacks
+    assert "stage 'decode', node " in reason
+    assert "(Sigmoid): got \"This version of TensorRT doesn't support" in reason
+
+
+def test_an_engine_that_fails_the_self_test_is_left(backend, codec_bundle, monkeypatch):
+    from jscc.runtime.backends.tensorrt_session import TensorRtSession
+
+    right = TensorRtSession.run
+
+    def wrong(self, arrays):
+        return {name: array[..., ::-1].copy() for name, array in right(self, arrays).items()}
+
+    monkeypatch.setattr(TensorRtSession, "run", wrong)
+    receiver = Receiver(codec_bundle, backend=backend)
+    _, record = receiver.receive(symbols(), Csi(7.0), seed=0)
+    assert record.backend == TRUTH.name
+    (reason,) = record.fallbacks
+    assert reason.startswith("self-test on tensorrt 10.3.0 (cuda): got an image ")
+
+
+def test_memory_that_is_short_once_is_given_back_and_the_run_repeated(backend, library, cuda):
+    session = load(backend)
+    session.run({"x": np.ones((4, 4), np.float32)})  # leaves 128 bytes on the device
+    cuda.memory = 200
+    x = np.full((6, 4), 3, np.float32)
+    assert np.array_equal(session.run({"x": x})["y"], 2 * x)
+    library.faults["run"] = [WORDS["memory"]]
+    assert np.array_equal(session.run({"x": x})["y"], 2 * x)
+
+
+@pytest.mark.parametrize("kind", ["malloc", "run", "context"])
+def test_memory_that_stays_short_is_an_error_and_the_next_run_fits(backend, library, cuda, kind):
+    session = load(backend)
+    session.run(ONES)
+    session._engines[0].shrink()
+    if kind == "malloc":
+        cuda.memory = 20
+    else:
+        library.faults[kind] = [WORDS["memory"]] * 2
+    with pytest.raises(UnavailableError, match="expected enough memory") as caught:
+        session.run(ONES)
+    assert caught.value.code == "E_MEMORY"
+    assert (cuda.held, cuda.streams) == ({}, {})
+    cuda.memory = 1 << 20
+    assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
+
+
+def test_any_other_failure_is_e_run(backend, library, cuda):
+    session = load(backend)
+    session.run(ONES)
+    library.faults["run"] = [
+        "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (misaligned)"
+    ]
+    message = r"stage 'tiny' in tensorrt 10.3.0 on NVIDIA Fake: got 'IExec.* for x float32\[1,4\]"
+    with pytest.raises(UnavailableError, match=message) as caught:
+        session.run(ONES)
+    assert caught.value.code == "E_RUN"
+    assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
+
+
+def test_a_device_that_fails_is_e_run(backend, cuda):
+    session = load(backend)
+    session.run(ONES)
+    cuda.status = Status.cudaErrorIllegalAddress
+    message = "on NVIDIA Fake: got cudaMemcpyAsync cudaErrorIllegalAddress for x "
+    with pytest.raises(UnavailableError, match=message) as caught:
+        session.run(ONES)
+    assert caught.value.code == "E_RUN"
+
+
+def test_too_little_memory_to_build(backend, library):
+    library.faults["build"] = [WORDS["memory"]]
+    with pytest.raises(UnavailableError, match="out of memory.* to build it") as caught:
+        load(backend).run(ONES)
+    assert caught.value.code == "E_MEMORY"
+
+
+@pytest.mark.parametrize("words", ["compiler", "tactic"])
+def test_a_compiler_that_fails(backend, library, words):
+    library.faults["build"] = [WORDS[words]]
+    with pytest.raises(UnavailableError, match="got 'IBuilder::buildSerial.* tensorrt 1") as caught:
+        load(backend).run(ONES)
+    assert caught.value.code == "E_ENGINE_BUILD"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_new_engine_that_does_not_load(backend, library):
+    library.faults["load"] = [WORDS["device"]]
+    with pytest.raises(UnavailableError, match="from an engine just built") as caught:
+        load(backend).run(ONES)
+    assert caught.value.code == "E_ENGINE_LOAD"
+
+
+def test_no_builder_without_a_device(backend, library):
+    library.faults["builder"] = ["CUDA initialization failure with error: 35"]
+    with pytest.raises(UnavailableError, match="CUDA initialization failure") as caught:
+        load(backend).run(ONES)
+    assert caught.value.code == "E_ENGINE_BUILD"
+
+
+def test_a_graph_with_other_edges_is_refused(backend):
+    other = entry(outputs=(Port("z", "float32", OUT.shape),))
+    with pytest.raises(BundleError, match="got graph outputs y FLOAT, expected z FLOAT") as caught:
+        load(backend, DOUBLE, other).run(ONES)
+    assert caught.value.code == "E_GRAPH_PORTS"
+
+
+def test_a_graph_that_returns_another_shape_is_refused(backend):
+    free, declared = Port("y", "float32", ("batch", "w")), Port("y", "float32", ("batch", 8))
+    source = Port("x", "float32", ("batch", "w"))
+    data = graph([helper.make_node("Add", ["x", "x"], ["y"])], (source,), (free,))
+    with pytest.raises(UnavailableError, match=r"got y of shape \[1, 4\], not \[1, 8\]") as caught:
+        load(backend, data, entry((FLOATS,), (declared,))).run(ONES)
+    assert caught.value.code == "E_RUN"
+
+
+def test_arrays_are_held_to_their_ports(backend):
+    with pytest.raises(DataError, match=r"stage 'tiny', port 'x': got float64\[1,4\]") as caught:
+        load(backend).run({"x": np.zeros((1, 4))})
+    assert caught.value.code == "E_PORT"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int64", "uint8"])
+def test_other_dtypes_cross(backend, dtype):
+    ports = Port("x", dtype, ("batch", 4)), Port("y", dtype, ("batch", 4))
+    data = graph([helper.make_node("Identity", ["x"], ["y"])], (ports[0],), (ports[1],))
+    x = np.arange(8).reshape(2, 4).astype(dtype)
+    found = load(backend, data, entry((ports[0],), (ports[1],))).run({"x": x[:, ::-1]})["y"]
+    assert found.dtype == dtype
+    assert np.array_equal(found, x[:, ::-1])
+
+
+def test_fixed_shapes_need_no_profile(backend, library):
+    ports = Port("x", "float32", (2, 4)), Port("y", "float32", (2, 4))
+    data = graph([helper.make_node("Neg", ["x"], ["y"])], (ports[0],), (ports[1],))
+    x = np.ones((2, 4), np.float32)
+    session = load(backend, data, entry((ports[0],), (ports[1],)))
+    assert np.array_equal(session.run({"x": x})["y"], -x)
+    assert library.told[0]["profiles"] == []
+
+
+def test_threads_share_an_engine(backend, library, cuda):
+    session = load(backend)
+    session.run(ONES)
+
+    def run(number):
+        x = np.full((1, 4), number, np.float32)
+        return np.array_equal(session.run({"x": x})["y"], 2 * x)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(200)))
+    assert len(library.told) == 1
+    assert 1 <= len(cuda.streams) <= 4
+    session._engines[0].shrink()
+    assert (cuda.held, cuda.streams) == ({}, {})
+
+
+def test_settings_and_fallback():
+    with pytest.raises(UsageError, match="threads: got 0, expected 1 or more"):
+        TensorRtBackend(threads=0)
+    assert TensorRtBackend(threads=3).fallback() == OnnxRuntimeBackend(threads=3)
+    assert make_backend("tensorrt", threads=2) == TensorRtBackend(threads=2)
+    with pytest.raises(UsageError, match="providers: got cuda for tensorrt, expected cpu"):
+        make_backend("tensorrt", providers=("cuda",))
+
+
+def test_nothing_is_imported_before_it_is_asked_for():
+    script = (
+        "import sys, jscc.runtime.commands.engine, jscc.runtime.commands.build\n"
+        "import jscc.runtime.backends.tensorrt as backend\n"
+        "backend.TensorRtBackend()\n"
+        "assert not {'tensorrt', 'tensorrt_rtx', 'cuda'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
