@@ -204,6 +204,14 @@ def run(options: argparse.Namespace) -> int:
     inner = TorchBackend.of(SYSTEM, Request(), Options(), threads)
     _check_depth(options.depth, inner.specs)
     images = {file.name: read_image(file) for file in files}
+    for name, image in images.items():
+        tile = bundle.manifest.image.tile
+        if 0 < tile < max(image.shape[:2]):
+            raise UsageError(
+                "E_USAGE",
+                f"{name}: got {image.shape[0]}x{image.shape[1]}, expected sides of at most {tile}: "
+                "tiles would share one cache. Give smaller images.",
+            )
     grid = Grid((options.snr,), seed=options.seed)
     airings = send_all(Transmitter(bundle, backend=OnnxRuntimeBackend()), images, grid)
     progress = Progress("jscc bench feature-cache")
@@ -213,6 +221,7 @@ def run(options: argparse.Namespace) -> int:
             cache = Cache(every, options.depth)
             receiver = Receiver(bundle, backend=CachingBackend(inner, cache), selftest=False)
             rows.append(_row(receiver, airings, grid, steps, cache, lpips, progress.advance))
+            del receiver  # the next has a network of its own
     finally:
         progress.close()
     document = {

@@ -1,93 +1,123 @@
 """External: the weight files of a graph, in memory or, if they are large, where they lie.
 
-Where those of a bundle's folder are large, each is hashed when the bundle is opened and not kept: an engine that
-reads files takes it from the folder itself, tensor by tensor, so that a receiver never holds its
-weights twice. Whoever asks for the bytes gets bytes that are hashed again.
+Where those of a bundle's folder are large, each is hashed when the bundle is opened and not kept:
+an engine that reads files takes it from the folder itself, tensor by tensor, so that a receiver
+never holds its weights twice. Whoever asks for the bytes gets bytes that are hashed again.
+
+NOTE: ONNX Runtime 1.31 leaves small tensors mapped from the file for as long as a session lives.
+Whoever then overwrote or cut the file would change or kill a running receiver; so every page that
+is left of it is replaced by a private copy as soon as the engine has loaded.
 """
 
+import ctypes
+import mmap
 import os
+import re
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from jscc.runtime.trust import Bytes, hash_error, hash_file, read_file, size_of
+from jscc.runtime.errors import BundleError
+from jscc.runtime.trust import BUNDLE, Bytes, hash_error, hash_file, read_file, reading, size_of
 
-LARGE = 1 << 26  # bytes of all weight files from which they are left where they lie
+LARGE = 1 << 26  # bytes of all weight files from which they stay where they lie
 _DESCRIPTORS = "/proc/self/fd"  # Linux
+_MAPS = "/proc/self/maps"
+_MAP = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ (\d+) +(.*)")
+_MOVE_OVER = 3  # MREMAP_MAYMOVE | MREMAP_FIXED
+_LOADING = threading.Lock()  # nobody else maps or unmaps such files while copies take their place
 
 Identity = tuple[int, int, int, int, int]
+
+
+class FileChangedError(BundleError):
+    """A weight file was touched while an engine read it: what it loaded is not to be used."""
 
 
 class Descriptor:
     """A descriptor of one's own, closed with the last reference to it."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.number = os.dup(descriptor)
+    def __init__(self, descriptor: int, where: str) -> None:
+        with reading(where, BUNDLE, "one more open file"):
+            self.number = os.dup(descriptor)
         weakref.finalize(self, os.close, self.number)
 
 
-@dataclass(frozen=True)
 class LargeFile:
     """A verified file that was not kept.
 
     Attributes:
         name: In the bundle.
-        size: In bytes.
         sha256: Of its bytes.
-        file: Open.
         folder: Open; the file lies in it.
-        identity: Of the file while it was verified.
     """
 
-    name: str
-    size: int
-    sha256: str
-    file: Descriptor
-    folder: Descriptor
-    identity: Identity
-
-    @classmethod
-    def verified(
-        cls, descriptor: int, folder: int, name: str, *, size: int, sha256: str
-    ) -> "LargeFile":
+    def __init__(self, descriptor: int, folder: int, name: str, *, size: int, sha256: str) -> None:
         """Hash the open file in chunks.
 
         Raises:
             BundleError: ``E_BUNDLE_TRUNCATED``, ``E_HASH``.
             StorageError: ``E_IO``.
         """
-        before = _identity(os.fstat(descriptor))
-        hash_file(descriptor, name, size=size, sha256=sha256, found=size_of(descriptor))
-        return cls(name, size, sha256, Descriptor(descriptor), Descriptor(folder), before)
+        self.name = name
+        self.sha256 = sha256
+        self.folder = Descriptor(folder, name)
+        self._file = Descriptor(descriptor, name)
+        self._size = size
+        self._identity = self._verified()
+        self._read: weakref.ref[Bytes] | None = None
 
     def read(self) -> Bytes:
-        """All of it, hashed anew; errors as `verified`."""
-        number = self.file.number
-        found = size_of(number)
-        return read_file(number, self.name, size=self.size, sha256=self.sha256, found=found)
+        """All of it, hashed anew unless somebody still has it; errors as those of making one."""
+        known = None if self._read is None else self._read()
+        if known is None:
+            number = self._file.number
+            found = size_of(number)
+            known = read_file(number, self.name, size=self._size, sha256=self.sha256, found=found)
+            self._read = weakref.ref(known)
+        return known
 
     def in_place(self) -> bool:
-        """Whether the folder still has this very file under its name, as long as it was."""
-        leaf = self.name.rpartition("/")[2]
-        try:
-            status = os.stat(leaf, dir_fd=self.folder.number, follow_symlinks=False)
-        except OSError:
-            return False
-        return _identity(status)[:3] == self.identity[:3]
-
-    def check(self) -> None:
-        """Hold the file to what was verified, after somebody else has read it by its name.
+        """Whether the folder has this very file under its name; it is hashed anew if touched.
 
         Raises:
-            BundleError: ``E_HASH``, ``E_BUNDLE_TRUNCATED``: it changed in between.
+            BundleError: ``E_HASH``, ``E_BUNDLE_TRUNCATED``: other bytes.
         """
-        if not self.in_place():
-            raise hash_error(self.name, "another file", "the one that was verified")
-        if _identity(os.fstat(self.file.number)) != self.identity:  # a new link to it, at best
-            found = size_of(self.file.number)
-            number = self.file.number
-            hash_file(number, self.name, size=self.size, sha256=self.sha256, found=found)
+        if self._named() is None:
+            return False
+        if self._now() != self._identity:
+            self._identity = self._verified()
+        return self._named() == self._identity
+
+    def settle(self) -> None:
+        """Hold the file to what was verified, and copy what is mapped of it, after an engine.
+
+        Raises:
+            FileChangedError: ``E_HASH``: it was touched in between, or cannot be let go of.
+        """
+        regions = list(_mapped(self.name.rpartition("/")[2], self._identity[1]))
+        for start, end, offset in regions:
+            _copy_over(self._file.number, start, end - start, offset)
+        if self._named() != self._identity or self._now() != self._identity:
+            raise FileChangedError(*_explained(self.name, "a file that was touched meanwhile"))
+
+    def _verified(self) -> Identity:
+        number = self._file.number
+        before = self._now()
+        hash_file(number, self.name, size=self._size, sha256=self.sha256, found=size_of(number))
+        return before
+
+    def _now(self) -> Identity:
+        return _identity(os.fstat(self._file.number))
+
+    def _named(self) -> Identity | None:
+        """What lies under the name now, if anything."""
+        leaf = self.name.rpartition("/")[2]
+        try:
+            return _identity(os.stat(leaf, dir_fd=self.folder.number, follow_symlinks=False))
+        except OSError:
+            return None
 
 
 class External(Mapping[str, memoryview]):
@@ -112,11 +142,18 @@ class External(Mapping[str, memoryview]):
             self._kept[location] = self._large[location].read().data
         return self._kept[location]
 
+    def __contains__(self, location: object) -> bool:
+        return location in self._kept or location in self._large
+
     def __iter__(self) -> Iterator[str]:
         yield from {**self._kept, **self._large}
 
     def __len__(self) -> int:
         return len({**self._kept, **self._large})
+
+    def sha256(self, location: str) -> str | None:
+        """The hash that the bundle lists of a large file; None of one that is in memory."""
+        return self._large[location].sha256 if location in self._large else None
 
     @contextmanager
     def folder(self) -> Iterator[str | None]:
@@ -126,18 +163,62 @@ class External(Mapping[str, memoryview]):
         replaced since, or this system has no name for an open folder.
 
         Raises:
-            BundleError: At the end, ``E_HASH``, ``E_BUNDLE_TRUNCATED``: a file changed meanwhile.
+            BundleError: ``E_HASH``, ``E_BUNDLE_TRUNCATED``: a file has other bytes by now.
+            FileChangedError: At the end, ``E_HASH``: one was touched. Take the bytes.
         """
         folders = {file.folder.number for file in self._large.values()}
         here = [f"{_DESCRIPTORS}/{number}" for number in folders]
         usable = len(here) == 1 and not set(self._kept) - set(self._large)
-        usable = usable and os.path.isdir(here[0])
-        if not usable or not all(file.in_place() for file in self._large.values()):
-            yield None
-            return
-        yield here[0]
-        for file in self._large.values():
-            file.check()
+        usable = usable and os.path.isdir(here[0]) and os.path.exists(_MAPS)
+        with _LOADING:
+            if not usable or not all(file.in_place() for file in self._large.values()):
+                yield None
+                return
+            yield here[0]
+            for file in self._large.values():
+                file.settle()
+
+
+def _mapped(leaf: str, inode: int) -> Iterator[tuple[int, int, int]]:
+    """First and last address, and offset in the file, of what this process has mapped of it."""
+    with open(_MAPS, encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            found = _MAP.match(line)
+            if found is None or int(found[4]) != inode:
+                continue
+            if os.path.basename(found[5]).removesuffix(" (deleted)") == leaf:
+                yield int(found[1], 16), int(found[2], 16), int(found[3], 16)
+
+
+def _copy_over(descriptor: int, address: int, length: int, offset: int) -> None:
+    """Let private memory with the same bytes take the place of a mapping of the file, at once."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = library.mremap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    library.mremap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 2, ctypes.c_int]
+    library.mremap.argtypes += [ctypes.c_void_p]
+    library.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    writable, private = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    copy = library.mmap(None, length, writable, private, -1, 0)
+    if copy in (None, ctypes.c_void_p(-1).value):
+        raise MemoryError
+    buffer = (ctypes.c_char * length).from_address(copy)
+    view = memoryview(buffer).cast("B")
+    done = 0
+    while done < length:
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if not count:
+            break  # the last page ends behind the file
+        done += count
+    view.release()
+    library.mprotect(copy, length, mmap.PROT_READ)
+    if library.mremap(copy, length, length, _MOVE_OVER, address) != address:
+        raise OSError(ctypes.get_errno(), "mremap")
+
+
+def _explained(name: str, got: str) -> tuple[str, str]:
+    error = hash_error(name, got, "the one that was verified")
+    return error.code, error.message
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -5,7 +5,7 @@ initializer or an added opset is copied as it was read.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,10 +15,23 @@ _GRAPH, _OPSET = 7, 8  # of ModelProto
 _NODE, _INITIALIZER, _VALUE_INFO = 1, 5, 13  # of GraphProto
 _INPUT, _OUTPUT = 11, 12
 _FLOAT, _INT, _INTS = 1, 2, 7  # of AttributeProto.AttributeType
-_DTYPE_FLOAT, _DTYPE_INT64 = 1, 7  # of TensorProto.DataType
+FLOAT, INT64 = 1, 7  # of TensorProto.DataType
 
 Field = tuple[int, int, Value]
 Dimension = int | str | None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What a graph says of a value.
+
+    Attributes:
+        dtype: TensorProto.DataType.
+        shape: A size, a name, or None where neither is known.
+    """
+
+    dtype: int
+    shape: tuple[Dimension, ...]
 
 
 @dataclass(frozen=True)
@@ -38,15 +51,16 @@ class Node:
     raw: bytes | memoryview
 
     def ints(self, name: str) -> tuple[int, ...]:
-        """The numbers of the attribute, empty where it has none."""
+        """The numbers of the attribute, empty where it has none or there are several."""
         reader = Reader("graph")
+        found = []
         for number, kind, part in reader.fields(memoryview(self.raw)):
             if number != 5 or kind != BYTES or not isinstance(part, memoryview):
                 continue
             attribute = reader.message(part, {1: BYTES, 3: VARINT, 8: VARINT}, {8})
             if attribute.text(1) == name:
-                return tuple(attribute.numbers(8) or attribute.numbers(3))
-        return ()
+                found.append(tuple(attribute.numbers(8) or attribute.numbers(3)))
+        return found[0] if len(found) == 1 else ()
 
 
 @dataclass
@@ -62,29 +76,31 @@ class Graph:
     constants: dict[str, memoryview]
     _model: list[Field]
     _graph: list[Field]
+    _reader: Reader
+
+    def tensor(self, name: str) -> Tensor | None:
+        """What the graph says of the value's type, if it does."""
+        part = self._described.get(name)
+        return None if part is None else _tensor(self._reader, part)
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[Dimension, ...]]:
-        """Of the values that have one: a size, a name, or None where neither is known."""
-        reader = Reader("graph")
-        shapes = {}
+    def _described(self) -> dict[str, memoryview]:
+        """The messages of values that have a type."""
+        found = {}
         for number, kind, part in self._graph:
             if number in (_VALUE_INFO, _INPUT, _OUTPUT) and kind == BYTES:
                 assert isinstance(part, memoryview)
-                named = _named_shape(reader, part)
-                if named is not None:
-                    shapes[named[0]] = named[1]
-        return shapes
+                found[self._reader.message(part, {1: BYTES}, set()).text(1)] = part
+        return found
 
     @cached_property
     def readers(self) -> dict[str, int]:
         """How many inputs each value is, the graph's outputs included."""
         counts: dict[str, int] = {}
-        reader = Reader("graph")
         for number, kind, part in self._graph:
             if number == _OUTPUT and kind == BYTES:
                 assert isinstance(part, memoryview)
-                name = reader.message(part, {1: BYTES}, set()).text(1)
+                name = self._reader.message(part, {1: BYTES}, set()).text(1)
                 counts[name] = counts.get(name, 0) + 1
         for node in self.nodes:
             for name in node.inputs:
@@ -96,14 +112,66 @@ class Graph:
         part = self.constants.get(name)
         if part is None:
             return None
-        reader = Reader("graph")
         kinds = {1: VARINT, 2: VARINT, 9: BYTES, 14: VARINT}
-        tensor = reader.message(part, kinds, {1})
+        tensor = self._reader.message(part, kinds, {1})
         raw = tensor.parts(9)
         single = all(size == 1 for size in tensor.numbers(1))
-        if tensor.number(2) != _DTYPE_FLOAT or not raw or len(raw[0]) != 4 or not single:
+        if tensor.number(2) != FLOAT or not raw or len(raw[0]) != 4 or not single:
             return None
         return float(struct.unpack("<f", raw[0])[0])
+
+    @property
+    def names(self) -> Iterator[str]:
+        """Of all values."""
+        yield from self.constants
+        yield from self._described
+        for node in self.nodes:
+            yield from (*node.inputs, *node.outputs)
+
+    def integers(self, name: str) -> tuple[int, ...] | None:
+        """The int64 numbers of a constant that lies in the graph itself."""
+        part = self.constants.get(name)
+        if part is None:
+            return None
+        tensor = self._reader.message(part, {1: VARINT, 2: VARINT, 7: VARINT, 9: BYTES}, {1, 7})
+        if tensor.number(2) != INT64 or len(tensor.numbers(1)) > 1:
+            return None
+        for raw in tensor.parts(9):
+            return struct.unpack(f"<{len(raw) // 8}q", raw) if len(raw) % 8 == 0 else None
+        return tuple(tensor.numbers(7))
+
+    def sizes(
+        self, makers: Mapping[str, int], name: str, depth: int = 4
+    ) -> tuple[Dimension, ...] | None:
+        """The numbers that a shape is made of: constants, and sizes of other values, by name.
+
+        Args:
+            makers: Place of the node that makes each value.
+            name: Of the int64 list.
+            depth: How many nodes may lie between.
+        """
+        constant = self.integers(name)
+        if constant is not None or name not in makers or not depth:
+            return constant
+        node = self.nodes[makers[name]]
+        if node.op == ("", "Shape") and not any(node.ints("start")) and not node.ints("end"):
+            of = self.tensor(node.inputs[0])
+            return None if of is None else of.shape
+        parts = [self.sizes(makers, each, depth - 1) for each in node.inputs]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or not known:
+            return None
+        if node.op == ("", "Concat"):
+            return tuple(size for part in known for size in part)
+        if node.op == ("", "Slice") and len(known) in (3, 4) and known[3:] in ([], [(0,)]):
+            begin, end = known[1], known[2]
+            if (
+                len(begin) == len(end) == 1
+                and isinstance(begin[0], int)
+                and isinstance(end[0], int)
+            ):
+                return known[0][begin[0] : end[0]]
+        return None
 
     def bytes_with(
         self, nodes: Sequence[Node], constants: Sequence[bytes], domain: str, version: int
@@ -119,10 +187,9 @@ class Graph:
         fields: list[Field] = [(_NODE, BYTES, memoryview(node.raw)) for node in nodes]
         fields += [(_INITIALIZER, BYTES, memoryview(constant)) for constant in constants]
         fields += [entry for entry in self._graph if entry[0] != _NODE]
-        graph = encode(fields)
-        reader = Reader("graph")
+        graph = _parts(fields)
         opsets = [
-            reader.message(part, {1: BYTES, 2: VARINT}, set()).text(1)
+            self._reader.message(part, {1: BYTES, 2: VARINT}, set()).text(1)
             for number, _, part in self._model
             if number == _OPSET and isinstance(part, memoryview)
         ]
@@ -130,7 +197,8 @@ class Graph:
         if domain not in opsets:
             opset = encode([(1, BYTES, memoryview(domain.encode())), (2, VARINT, version)])
             model.append((_OPSET, BYTES, memoryview(opset)))
-        return encode([*model, (_GRAPH, BYTES, memoryview(graph))])
+        head = [_varint(_GRAPH << 3 | BYTES), _varint(sum(map(len, graph)))]
+        return b"".join([*_parts(model), *head, *graph])
 
 
 def read_graph(data: bytes) -> Graph | None:
@@ -153,7 +221,7 @@ def read_graph(data: bytes) -> Graph | None:
             nodes.append(_node(reader, part))
         elif number == _INITIALIZER:
             constants[reader.message(part, {8: BYTES}, set()).text(8)] = part
-    return Graph(nodes, constants, model, fields)
+    return Graph(nodes, constants, model, fields, reader)
 
 
 def make_node(
@@ -174,15 +242,30 @@ def make_node(
     return Node((domain, op), tuple(inputs), (output,), encode(fields))
 
 
+def _sliced(
+    sizes: tuple[Dimension, ...], begin: tuple[Dimension, ...], end: tuple[Dimension, ...]
+) -> tuple[Dimension, ...] | None:
+    if len(begin) != 1 or len(end) != 1:
+        return None
+    first, last = begin[0], end[0]
+    if not isinstance(first, int) or not isinstance(last, int):
+        return None
+    return sizes[first:last]
+
+
 def int64_constant(name: str, values: Sequence[int]) -> bytes:
     """The message of an initializer with a list of numbers."""
     raw = struct.pack(f"<{len(values)}q", *values)
-    head: list[Field] = [(1, VARINT, len(values)), (2, VARINT, _DTYPE_INT64)]
+    head: list[Field] = [(1, VARINT, len(values)), (2, VARINT, INT64)]
     return encode([*head, (8, BYTES, _text(name)), (9, BYTES, memoryview(raw))])
 
 
 def encode(fields: Sequence[Field]) -> bytes:
     """The message with these fields, in this order."""
+    return b"".join(_parts(fields))
+
+
+def _parts(fields: Sequence[Field]) -> list[bytes | memoryview]:
     parts: list[bytes | memoryview] = []
     for number, kind, value in fields:
         parts.append(_varint(number << 3 | kind))
@@ -192,7 +275,7 @@ def encode(fields: Sequence[Field]) -> bytes:
         if kind == BYTES:
             parts.append(_varint(len(value)))
         parts.append(value)
-    return b"".join(parts)
+    return parts
 
 
 def _attribute(name: str, value: int | float | Sequence[int]) -> bytes:
@@ -212,6 +295,7 @@ def _text(value: str) -> memoryview:
 
 
 def _varint(number: int) -> bytes:
+    number &= 0xFFFFFFFFFFFFFFFF  # two's complement, as protobuf writes what is negative
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -227,16 +311,15 @@ def _node(reader: Reader, part: memoryview) -> Node:
     return Node(op, tuple(message.texts(1)), tuple(message.texts(2)), part)
 
 
-def _named_shape(reader: Reader, part: memoryview) -> tuple[str, tuple[Dimension, ...]] | None:
-    """Name and shape of a ValueInfoProto, if it is a tensor's and has a shape."""
+def _tensor(reader: Reader, part: memoryview) -> Tensor | None:
+    """Type and shape in a ValueInfoProto, if it is a tensor's and has a shape."""
     value = reader.message(part, {1: BYTES, 2: BYTES}, set())
-    shape = part
-    for number, kinds in ((2, {2: BYTES}), (1, {1: BYTES}), (2, {2: BYTES})):
-        inner = reader.message(shape, kinds, set()).parts(number)
-        if not inner:
-            return None
-        shape = inner[0]
-    return value.text(1), tuple(_dimensions(reader, shape))
+    for kind in value.parts(2):
+        for tensor in reader.message(kind, {1: BYTES}, set()).parts(1):
+            fields = reader.message(tensor, {1: VARINT, 2: BYTES}, set())
+            for shape in fields.parts(2):
+                return Tensor(fields.number(1), tuple(_dimensions(reader, shape)))
+    return None
 
 
 def _dimensions(reader: Reader, shape: memoryview) -> Iterator[Dimension]:

@@ -6,7 +6,6 @@ the bytes that were hashed are the bytes that are handed out.
 
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -154,13 +153,11 @@ def read_span(
     digest = hashlib.sha256()
     buffer = _allocate(where, size)
     with ExitStack() as stack:
-        file = stack.enter_context(io.FileIO(descriptor, closefd=False))
         hash_chunk = _hasher(stack, digest.update, size)
-        file.seek(offset)
         for start in range(0, size, CHUNK):
             chunk = buffer.data[start : start + CHUNK]
             with reading(where, asset, f"{size} bytes"):
-                count = _fill(file, chunk)
+                count = _fill(descriptor, chunk, offset + start)
             if count < len(chunk):
                 raise asset.refuse("TRUNCATED", where, f"{start + count} bytes", f"{size} bytes")
             hash_chunk(chunk)
@@ -223,11 +220,9 @@ def digest_file(descriptor: int) -> tuple[int, str]:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(CHUNK))
     size = 0
-    with io.FileIO(descriptor, closefd=False) as file:
-        file.seek(0)
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            size += count
+    while count := _fill(descriptor, buffer, size):
+        digest.update(buffer[:count])
+        size += count
     return size, digest.hexdigest()
 
 
@@ -322,11 +317,14 @@ def _hasher(
     return lambda chunk: pool.submit(update, chunk)
 
 
-def _fill(file: io.FileIO, chunk: memoryview) -> int:
-    """Read until `chunk` is full or the file ends; return how much came."""
+def _fill(descriptor: int, chunk: memoryview, offset: int) -> int:
+    """Read from `offset` until `chunk` is full or the file ends; return how much came.
+
+    The descriptor's own position stays: others may read by it at the same time.
+    """
     count = 0
     while count < len(chunk):
-        part = file.readinto(chunk[count:])
+        part = os.preadv(descriptor, [chunk[count:]], offset + count)
         if not part:
             break
         count += part

@@ -25,8 +25,8 @@ import onnxruntime as ort
 
 from jscc.runtime.backends.attention import fused
 from jscc.runtime.backends.unsigned import is_x86, unsigned
-from jscc.runtime.errors import BundleError, UnavailableError, UsageError
-from jscc.runtime.external import External
+from jscc.runtime.errors import BundleError, JsccError, UnavailableError, UsageError
+from jscc.runtime.external import External, FileChangedError
 from jscc.runtime.graphs import ExternalTensor, summarise
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, Port, check_ports, describe, resolve
@@ -270,17 +270,23 @@ def session_builder(
     suited = fused(graph) if provider == "cpu" else graph
     suited = unsigned(suited) if provider == "cpu" and is_x86() else suited
 
+    def load(weights: Mapping[str, memoryview]) -> ort.InferenceSession:
+        options = _options(suited, threads, watched=provider != "cpu")
+        with _weights(options, stage, suited, weights):
+            return ort.InferenceSession(
+                suited,
+                options,
+                providers=_provider_list(provider),
+                enable_fallback=False,  # it would print to stdout and run on the CPU
+            )
+
     def build() -> ort.InferenceSession:
-        options = _options(graph, threads, watched=provider != "cpu")
         try:
-            with _weights(options, stage, graph, external):
-                session = ort.InferenceSession(
-                    suited,
-                    options,
-                    providers=_provider_list(provider),
-                    enable_fallback=False,  # it would print to stdout and run on the CPU
-                )
-        except BundleError:
+            try:
+                session = load(external)
+            except FileChangedError:  # somebody touched a file while it was read: once more
+                session = load({name: external[name] for name in external})
+        except JsccError:
             raise
         except Exception as error:  # even UnicodeDecodeError, for a bad name in the graph
             raise _load_error(stage, provider, error) from error

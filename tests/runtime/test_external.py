@@ -1,21 +1,26 @@
 """Large weight files stay where they lie, and still nothing but what was verified is run."""
 
 import gc
+import hashlib
 import os
 import shutil
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import tiny_bundle
 from jscc.runtime import bundle as bundles
 from jscc.runtime import external
-from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, session_builder
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.csi import Csi
-from jscc.runtime.errors import BundleError
-from jscc.runtime.external import External
+from jscc.runtime.errors import BundleError, UnavailableError
+from jscc.runtime.external import External, LargeFile
 from jscc.runtime.receiver import Receiver
 
 NAME = "graphs/denoise.onnx.data"
@@ -48,10 +53,10 @@ def received(bundle):
     return device.receive(symbols.astype(np.complex64), Csi(7.0), seed=1, side=SIDE)[0]
 
 
-def test_the_engine_takes_the_file_from_its_folder(opened, expected):
+def test_the_engine_takes_the_file_from_its_folder(opened, expected, monkeypatch):
     with opened.external("denoise").folder() as folder:
-        assert os.listdir(folder)
         assert sorted(os.listdir(folder)) == sorted(os.listdir(opened.path / "graphs"))
+    monkeypatch.delattr(LargeFile, "read")
     np.testing.assert_array_equal(received(opened), expected)
 
 
@@ -126,16 +131,103 @@ def test_replaced_after_opening(opened, expected):
     np.testing.assert_array_equal(received(opened), expected)
 
 
-def test_replaced_while_the_engine_loads(opened):
-    """The engine may have read either; so neither is run."""
-    loading = opened.external("denoise").folder()
-    assert loading.__enter__() is not None
-    other = opened.path / "other"
-    other.write_bytes((opened.path / NAME).read_bytes())
-    os.replace(other, opened.path / NAME)
-    with pytest.raises(BundleError) as failure:
-        loading.__exit__(None, None, None)
-    assert failure.value.code == "E_HASH"
+@pytest.mark.parametrize("back", [False, True], ids=["stays", "put back"])
+def test_replaced_while_the_engine_loads(opened, expected, back, monkeypatch):
+    """The engine may have read either; so what it loaded is dropped, and the bytes are taken."""
+    path, aside, loads = opened.path / NAME, opened.path / "aside", []
+
+    def meanwhile(*arguments, **options):
+        if not loads and arguments[0] == opened.graph("denoise"):
+            loads.append(1)
+            os.rename(path, aside)
+            path.write_bytes(bytes(aside.stat().st_size))
+            session = load(*arguments, **options)
+            if back:
+                os.replace(aside, path)
+            return session
+        return load(*arguments, **options)
+
+    load = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", meanwhile)
+    np.testing.assert_array_equal(received(opened), expected)
+    assert loads
+
+
+def lasting(tmp_path):
+    """A graph with weights that the engine reads anew in every run, and their file."""
+    size = 4096
+    bias = np.arange(size, dtype=np.float32)
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [size]) for n in "xy"]
+    node = helper.make_node("Add", ["x", "bias"], ["y"])
+    graph = helper.make_graph(
+        [node], "add", ports[:1], ports[1:], initializer=[numpy_helper.from_array(bias, "bias")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path = tmp_path / "add.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="add.data", size_threshold=0)
+    data = tmp_path / "add.data"
+    folder, file = os.open(tmp_path, os.O_RDONLY), os.open(data, os.O_RDONLY)
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    large = LargeFile(file, folder, "graphs/add.data", size=data.stat().st_size, sha256=digest)
+    os.close(folder)
+    os.close(file)
+    return path.read_bytes(), External({}, {"add.data": large}), data, bias
+
+
+def mapped(name):
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        return [line for line in maps if line.rstrip().endswith(name)]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no names for open folders")
+def test_a_running_engine_has_let_go_of_the_file(tmp_path):
+    """Overwritten, cut or deleted: a receiver that is running does not notice."""
+    graph, files, data, bias = lasting(tmp_path)
+    session = session_builder("add", graph, files, provider="cpu", threads=1)()
+    assert not mapped(data.name)
+    data.write_bytes(bytes(10))
+    zeros = np.zeros(len(bias), np.float32)
+    np.testing.assert_array_equal(session.run(None, {"x": zeros})[0], bias)
+    del session
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no names for open folders")
+def test_without_that_the_engine_would_hold_it(tmp_path, monkeypatch):
+    """What the test above is for: the library itself leaves this file mapped."""
+    monkeypatch.setattr(LargeFile, "settle", lambda self: None)
+    graph, files, data, _ = lasting(tmp_path)
+    session = session_builder("add", graph, files, provider="cpu", threads=1)()
+    assert mapped(data.name)
+    del session
+
+
+def test_many_read_one_file(opened):
+    data = (opened.path / NAME).read_bytes()
+    large = opened.external("denoise")._large["denoise.onnx.data"]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: large.read().tobytes(), range(64)))
+    assert set(found) == {data}
+
+
+def test_bytes_that_somebody_has_are_not_read_again(opened, monkeypatch):
+    files = opened.external("denoise")
+    held = files["denoise.onnx.data"]
+    monkeypatch.setattr(external, "read_file", None)
+    assert opened.external("denoise")["denoise.onnx.data"] == held
+    assert "denoise.onnx.data" in files
+    assert "other" not in files
+    assert files.sha256("denoise.onnx.data") == opened.manifest.files[NAME].sha256
+
+
+def test_errors_of_reading_are_not_the_graphs(opened, monkeypatch):
+    def full(*arguments, **options):
+        raise UnavailableError("E_MEMORY", "weights: got too many, expected fewer. Use less.")
+
+    monkeypatch.setattr(external, "_DESCRIPTORS", "/nowhere")
+    monkeypatch.setattr(external, "read_file", full)
+    with pytest.raises(UnavailableError) as failure:
+        received(opened)
+    assert failure.value.code == "E_MEMORY"
 
 
 def test_the_whole_bundle_moved_or_deleted(opened, expected):
@@ -147,9 +239,8 @@ def test_the_whole_bundle_moved_or_deleted(opened, expected):
 
 
 def test_touched_or_linked_is_still_the_same(opened, expected, tmp_path):
-    with opened.external("denoise").folder():
-        os.utime(opened.path / NAME)
-        os.link(opened.path / NAME, tmp_path / "link")
+    os.utime(opened.path / NAME)
+    os.link(opened.path / NAME, tmp_path / "link")
     np.testing.assert_array_equal(received(opened), expected)
 
 

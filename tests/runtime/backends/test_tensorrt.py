@@ -16,7 +16,7 @@ from jscc.runtime.backends import tensorrt_library
 from jscc.runtime.backends.engines import make_backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from jscc.runtime.backends.tensorrt import TensorRtBackend
-from jscc.runtime.backends.tensorrt_session import load_engine
+from jscc.runtime.backends.tensorrt_engine import load_engine
 from jscc.runtime.csi import Csi
 from jscc.runtime.engines.cache import EngineCache
 from jscc.runtime.errors import BundleError, DataError, UnavailableError, UsageError
@@ -249,7 +249,7 @@ def test_a_trace_lies_beside_an_engine_while_it_is_loaded(backend, monkeypatch):
         seen.append(files(backend))
         return load_engine(*given)
 
-    monkeypatch.setattr("jscc.runtime.backends.tensorrt.load_engine", watched)
+    monkeypatch.setattr("jscc.runtime.backends.tensorrt_supply.load_engine", watched)
     load(backend)
     assert seen == [[name, f"{name}.loading"]]
     assert files(backend) == [name]
