@@ -7,7 +7,9 @@ was made of it. Lines keep the number that they have in their own file.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 FOLDER: Final = Path(__file__).resolve().parent
@@ -35,6 +37,7 @@ class Parameter:
     kind: str
 
 
+@cache
 def source_of(kernel: str) -> str:
     """The text of one kernel with what it includes in place.
 
@@ -46,10 +49,12 @@ def source_of(kernel: str) -> str:
     return "\n".join(_lines(f"{kernel}/{kernel}.cu", set())) + "\n"
 
 
+@cache
 def entries_of(kernel: str) -> Mapping[str, tuple[Parameter, ...]]:
     """The functions that a device starts, with their arguments, in the order of the file."""
     found = _ENTRY.findall(source_of(kernel))
-    return {name: tuple(map(_parameter, arguments.split(","))) for name, arguments in found}
+    entries = {name: tuple(map(_parameter, arguments.split(","))) for name, arguments in found}
+    return MappingProxyType(entries)
 
 
 def _parameter(declaration: str) -> Parameter:

@@ -94,7 +94,7 @@ class Receiver:
         while chosen is not None:
             self._backend_name = chosen.name
             self._program = load_program(bundle, chosen)
-            self._fallbacks = (*refusals, *self._program.fallbacks)
+            self._refusals = tuple(refusals)
             failure = self._selftest_failure(bundle) if selftest else None
             if failure is None:
                 return
@@ -372,7 +372,7 @@ class Receiver:
             symbols=image.planes.size // 2,
             missing=image.missing,
             power=image.power,
-            fallbacks=(*self._fallbacks, *notes),
+            fallbacks=(*self._refusals, *self._program.fallbacks, *notes),
             tiles=dict(trace.tiles),
             times_ms=dict(trace.times_ms),
             descents=descents,

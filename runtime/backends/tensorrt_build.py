@@ -6,6 +6,7 @@ TensorRT for RTX needs no device for it; see `jscc.runtime.backends.tensorrt_lib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jscc.runtime.backends.tensorrt_library import (
@@ -44,6 +45,7 @@ class Plan:
         spans: One optimisation profile for each; none where all shapes are fixed.
         target: Such as ``sm_89``, or None for the device at hand.
         tf32: Whether float32 products may round their factors to TF32.
+        scratch: Where weights are written for a parser that reads files; None for the system's.
     """
 
     stage: str
@@ -53,6 +55,7 @@ class Plan:
     spans: tuple[Span, ...]
     target: str | None = None
     tf32: bool = False
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,18 @@ def build_engine(
     Raises:
         BundleError: ``E_GRAPH_LOAD``, the library does not take a node; ``E_GRAPH_PORTS``, the
             graph has other edges; ``E_GRAPH_EXTERNAL``.
+        StorageError: ``E_DISK_FULL``, no room for the weights of a parser that reads files.
         UnavailableError: ``E_ENGINE_BUILD``, it takes every node and still fails; ``E_MEMORY``.
     """
     begun = time.monotonic()
     lines = library.listen()
-    builder = library.module.Builder(library.log)
+    builder = library.start("Builder")
     if builder is None:
         raise _failed(library, plan, lines)
     network = library.make_network(builder)
     parser = library.module.OnnxParser(network, library.log)
     tensors = summarise(plan.graph, f"stage {plan.stage!r}").external
-    weights = Weights(plan.stage, tensors, plan.external)
+    weights = Weights(plan.stage, tensors, plan.external, plan.scratch)
     if not library.parse(parser, plan.graph, weights):
         raise _refused(library, plan, parser, lines)
     _check_edges(library, plan, network)

@@ -14,6 +14,7 @@ from jscc.runtime.ports import Array
 
 INSTALL = "pip install cuda-bindings"
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
+_OLD_DRIVER = "cudaErrorInsufficientDriver"
 _MAJOR, _MINOR = "cudaDevAttrComputeCapabilityMajor", "cudaDevAttrComputeCapabilityMinor"
 _MODULES = ("cuda.bindings.runtime", "cuda.cudart")  # the second until cuda-python 12.6
 
@@ -117,12 +118,13 @@ def call(api: Any, name: str, *arguments: Any) -> Any:
     if int(status):
         word = getattr(status, "name", str(status))
         if word == _OUT_OF_MEMORY:
+            wanted = f" for {arguments[0]} bytes" if name == "cudaMalloc" else ""
             raise UnavailableError(
                 "E_MEMORY",
-                f"{name}: got {word} for {arguments[0]} bytes, expected enough memory on the "
-                "device. Receive fewer or smaller images at once.",
+                f"{name}: got {word}{wanted}, expected enough memory on the device. "
+                "Receive fewer or smaller images at once.",
             )
-        raise _broken(name, word)
+        raise (_too_old(api, name) if word == _OLD_DRIVER else None) or _broken(name, word)
     return values[0] if values else None
 
 
@@ -131,6 +133,23 @@ def _broken(name: str, got: str) -> UnavailableError:
         "E_CUDA",
         f"{name}: got {got}, expected a CUDA device and its driver. Install NVIDIA's driver, or "
         "receive on the CPU.",
+    )
+
+
+def _too_old(api: Any, name: str) -> UnavailableError | None:
+    """The error for a driver older than the bindings; None where there is no driver at all."""
+    versions = []
+    for each in ("cudaDriverGetVersion", "cudaRuntimeGetVersion"):
+        status, version = getattr(api, each)()
+        versions.append(0 if int(status) else int(version))
+    driver, bindings = (version // 1000 for version in versions)
+    if not 0 < driver < bindings:
+        return None
+    return UnavailableError(
+        "E_CUDA",
+        f"{name}: got {_OLD_DRIVER} from a driver for CUDA {driver}, expected one for CUDA "
+        f"{bindings}, as cuda-bindings has it, or an older cuda-bindings for this driver. "
+        f"Run: pip install 'cuda-bindings=={driver}.*'",
     )
 
 

@@ -20,7 +20,7 @@ import importlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from jscc.runtime.errors import BundleError, UnavailableError
+from jscc.runtime.errors import BundleError, StorageError, UnavailableError
 from jscc.runtime.graphs import ExternalTensor
 
 FULL, RTX = "tensorrt", "tensorrt_rtx"
@@ -38,6 +38,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     RTX: "Run: pip install 'jscc-edge[tensorrt-rtx]'",
 }
 _MEMORY_WORDS = ("out of memory", "outofmemory", "could not be allocated", "mem_alloc_failed")
+_NO_CUDA = "cuda initialization failure"  # newer versions call it a warning
 _KEPT_LINES = 64
 _LONGEST = 300
 
@@ -67,6 +68,18 @@ class Library:
     def listen(self) -> "Lines":
         """The complaints from now on; those of other threads may be among them."""
         return Lines(self.log.lines, self.log.count)
+
+    def start(self, kind: str) -> Any:
+        """Its ``Builder`` or ``Runtime``; None where CUDA does not start.
+
+        The bindings raise a TypeError for what the library does not make ("pybind11::init():
+        factory function returned nullptr"; NVIDIA/TensorRT issues 308, 635, 2913).
+        """
+        make = getattr(self.module, kind)
+        try:
+            return make(self.log)
+        except TypeError:
+            return None
 
     def targets(self) -> tuple[str, ...]:
         """Kinds of device that it compiles for on any machine, such as ``sm_89``."""
@@ -137,11 +150,13 @@ class Weights:
         stage: Whose they are, for messages.
         tensors: What the graph refers to.
         files: Bytes by the location that the graph gives them.
+        folder: Below which they are written for a parser that reads files; None for the system's.
     """
 
     stage: str
     tensors: tuple[ExternalTensor, ...]
     files: Mapping[str, memoryview]
+    folder: Path | None = None
 
     def part(self, tensor: ExternalTensor) -> Any:
         """The bytes of `tensor`, uint8.
@@ -164,13 +179,32 @@ class Weights:
 
     @contextmanager
     def as_files(self) -> Iterator[Path]:
-        """The path that a graph would have beside its weights, for a parser that reads files."""
+        """The path that a graph would have beside its weights, for a parser that reads files.
+
+        Raises:
+            BundleError: ``E_GRAPH_EXTERNAL``.
+            StorageError: ``E_DISK_FULL``.
+        """
         for tensor in self.tensors:
             self.part(tensor)
-        with TemporaryDirectory(prefix="jscc-weights-") as folder:  # mode 0700
-            for location, data in self.files.items():
-                (Path(folder) / location).write_bytes(data)
-            yield Path(folder) / "graph.onnx"
+        with ExitStack() as stack:
+            try:
+                made = TemporaryDirectory(prefix=".weights-", suffix=".tmp", dir=self.folder)
+                folder = Path(stack.enter_context(made))  # mode 0700
+                for location, data in self.files.items():
+                    (folder / location).write_bytes(data)
+            except OSError as error:
+                raise self._no_room(error) from error
+            yield folder / "graph.onnx"
+
+    def _no_room(self, error: OSError) -> StorageError:
+        size = sum(data.nbytes for data in self.files.values())
+        where = "the system's temporary folder" if self.folder is None else repr(str(self.folder))
+        return StorageError(
+            "E_DISK_FULL",
+            f"stage {self.stage!r}: got {short(str(error.strerror or error))!r}, expected room for "
+            f"{size} bytes of weights in {where}. Free some space.",
+        )
 
 
 @dataclass(frozen=True)
@@ -188,7 +222,7 @@ class Lines:
     @property
     def new(self) -> tuple[str, ...]:
         """The lines since then, oldest first."""
-        return tuple(text for number, text in self.kept if number > self.after)
+        return tuple(text for number, text in self.kept.copy() if number > self.after)
 
     @property
     def words(self) -> str:
@@ -250,7 +284,7 @@ def _log_of(module: Any) -> Any:
 
         def log(self, severity: Any, text: str) -> None:
             """Called by the library, from any of its threads."""
-            if severity in worst:
+            if severity in worst or _NO_CUDA in text.lower():
                 with self._lock:
                     self.count += 1
                     self.lines.append((self.count, text))
@@ -261,7 +295,8 @@ def _log_of(module: Any) -> Any:
 def make_monitor(module: Any, tell: Callable[[float], None]) -> Any:
     """What a build reports to: `tell` hears how much of it is done, from 0 to 1.
 
-    Whatever `tell` raises, such as an interrupt, stops the build and is kept in ``raised``.
+    Whatever `tell` raises, such as an interrupt, stops the build and is kept in ``raised``. The
+    library calls from several threads at once; `tell` is called by one after the other.
     """
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
@@ -272,25 +307,29 @@ def make_monitor(module: Any, tell: Callable[[float], None]) -> Any:
             self.raised: BaseException | None = None
             self._phases: dict[str, list[int]] = {}
             self._most = 0.0
+            self._lock = threading.Lock()
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             """A phase of so many steps begins."""
             del parent
-            self._phases[name] = [0, max(1, steps)]
+            with self._lock:
+                self._phases[name] = [0, max(1, steps)]
 
         def step_complete(self, name: str, step: int) -> bool:
             """A step is done; whether to go on."""
-            if name in self._phases:
-                self._phases[name][0] = step + 1
-            try:
-                tell(self._share())
-            except BaseException as error:  # it must not pass through the library
-                self.raised = error
-            return self.raised is None
+            with self._lock:
+                if name in self._phases:
+                    self._phases[name][0] = step + 1
+                try:
+                    tell(self._share())
+                except BaseException as error:  # it must not pass through the library
+                    self.raised = error
+                return self.raised is None
 
         def phase_finish(self, name: str) -> None:
             """A phase ends."""
-            self._phases.pop(name, None)
+            with self._lock:
+                self._phases.pop(name, None)
 
         def _share(self) -> float:
             done, width = 0.0, 1.0

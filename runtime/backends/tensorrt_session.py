@@ -1,222 +1,82 @@
-"""TensorRT session: one stage's engines on a device, each run with the narrowest that fits.
+"""TensorRT session: one stage, each run with the narrowest engine that fits, or on the CPU.
 
 NOTE: never executed on a device; see `jscc.runtime.backends.tensorrt_library`.
 """
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from jscc.runtime.backends.tensorrt_build import dtype_of
-from jscc.runtime.backends.tensorrt_cuda import Buffers, Device
-from jscc.runtime.backends.tensorrt_library import Library
-from jscc.runtime.engines.spans import Span, symbols_of
-from jscc.runtime.errors import UnavailableError
+from jscc.runtime.backends.base import Session
+from jscc.runtime.backends.tensorrt_engine import Engine, EngineError, RunError
+from jscc.runtime.backends.tensorrt_shelf import Shelf, Sizes, Slot
+from jscc.runtime.backends.tensorrt_supply import Supply
+from jscc.runtime.engines.spans import symbols_of
+from jscc.runtime.errors import BundleError, JsccError, UnavailableError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, Port, check_ports, describe, resolve
 
 PROVIDER = "cuda"
-
-
-@dataclass(frozen=True)
-class Place:
-    """What an engine runs in and on."""
-
-    library: Library
-    device: Device
-
-
-class EngineError(Exception):
-    """An engine that the library does not load, or not for these ports."""
-
-
-@dataclass
-class Lane:
-    """One run at a time: a context of an engine, on a stream and with buffers of its own."""
-
-    place: Place
-    context: Any
-    stream: Any
-    buffers: Buffers
-
-    def run(
-        self, arrays: Mapping[str, Array], results: Mapping[str, Array], hosted: frozenset[str]
-    ) -> None:
-        """Fill `results` from `arrays`; those in `hosted` are read on the host."""
-        device, context = self.place.device, self.context
-        lines = self.place.library.listen()
-        for name, array in arrays.items():
-            if not context.set_input_shape(name, array.shape):
-                raise _Failure(f"{name} {describe(array)}, {lines.words}", memory=lines.memory)
-            address = array.ctypes.data
-            if name not in hosted:
-                address = self.buffers.at_least(name, array.nbytes)
-                device.upload(address, array, self.stream)
-            context.set_tensor_address(name, address)
-        for name, result in results.items():
-            shape = tuple(context.get_tensor_shape(name))
-            if shape != result.shape:
-                raise _Failure(f"{name} of shape {list(shape)}, not {list(result.shape)}")
-            context.set_tensor_address(name, self.buffers.at_least(name, result.nbytes))
-        if not context.execute_async_v3(int(self.stream)):
-            raise _Failure(lines.words, memory=lines.memory)
-        for name, result in results.items():
-            device.download(result, self.buffers.at_least(name, 0), self.stream)
-        device.wait(self.stream)
-
-    def close(self) -> None:
-        """Give everything back."""
-        self.buffers.close()
-        self.place.device.destroy(self.stream)
-        self.context = None
-
-
-class _Failure(Exception):
-    """A run that came to nothing."""
-
-    def __init__(self, got: str, *, memory: bool = False) -> None:
-        super().__init__(got)
-        self.memory = memory
-
-
-@dataclass
-class Engine:
-    """An engine on the device; threads share its weights, each with a lane of its own.
-
-    Attributes:
-        place: Where it is.
-        loaded: The library's engine.
-        spans: Sizes of its profiles, in their order; empty where all shapes are fixed.
-        hosted: Inputs whose numbers are sizes, which the library reads on the host.
-    """
-
-    place: Place
-    loaded: Any
-    spans: tuple[Span, ...]
-    hosted: frozenset[str]
-    _idle: dict[int, list[Lane]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def profiles(self) -> tuple[tuple[int, Span], ...]:
-        """Number and span of each profile."""
-        return tuple(enumerate(self.spans or (Span(),)))
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Its tensors; inputs that nothing uses are none of them."""
-        count = self.loaded.num_io_tensors
-        return frozenset(self.loaded.get_tensor_name(index) for index in range(count))
-
-    def run(self, profile: int, arrays: Mapping[str, Array], results: Mapping[str, Array]) -> None:
-        """Run one of its profiles; see `Lane.run`."""
-        with self._lock:
-            idle = self._idle.get(profile)
-            lane = idle.pop() if idle else None
-        lane = lane or self._open(profile)
-        try:
-            lane.run(arrays, results, self.hosted)
-        except BaseException:
-            lane.close()  # what it holds may be what there is too little of
-            raise
-        with self._lock:
-            self._idle.setdefault(profile, []).append(lane)
-
-    def shrink(self) -> None:
-        """Give back what no run is using."""
-        with self._lock:
-            idle = [lane for lanes in self._idle.values() for lane in lanes]
-            self._idle.clear()
-        for lane in idle:
-            lane.close()
-
-    def _open(self, profile: int) -> Lane:
-        device = self.place.device
-        stream = device.stream()
-        lines = self.place.library.listen()
-        context = self.place.library.make_context(self.loaded)
-        ready = context is not None and (
-            not self.spans or context.set_optimization_profile_async(profile, int(stream))
-        )
-        if not ready:
-            device.destroy(stream)
-            raise _Failure(lines.words, memory=lines.memory or context is None)
-        return Lane(self.place, context, stream, Buffers(device))
-
-
-def load_engine(
-    place: Place, plan: memoryview, spans: tuple[Span, ...], entry: StageEntry
-) -> Engine:
-    """An engine from its bytes.
-
-    Raises:
-        EngineError: The library refuses it, or its tensors are not those of the ports.
-    """
-    library = place.library
-    lines = library.listen()
-    runtime = library.module.Runtime(library.log)
-    loaded = None if runtime is None else runtime.deserialize_cuda_engine(plan)
-    if loaded is None:
-        raise EngineError(lines.words)
-    hosted = frozenset(
-        port.name for port in entry.inputs if library.is_shape_input(loaded, port.name)
-    )
-    engine = Engine(place, loaded, spans, hosted)
-    names = engine.names
-    for port in (*entry.inputs, *entry.outputs):
-        if port.name in names and loaded.get_tensor_dtype(port.name) != dtype_of(library, port):
-            raise EngineError(f"another dtype of {port.name!r}")
-    if not {port.name for port in entry.outputs} <= names:
-        raise EngineError(f"the tensors {', '.join(sorted(names))}")
-    return engine
+_NO_SIZES: Sizes = ()  # stands for all of them
+_Result = TypeVar("_Result")
 
 
 class TensorRtSession:
     """One stage in TensorRT; thread-safe. `jscc.runtime.backends.base.Session`.
 
+    Engines are loaded when they are first used. Sizes that no engine takes and none can be built
+    for are run by another backend, for as long as the session lives; `fallbacks` says so.
+
     Args:
-        stage: Its name.
-        entry: What the manifest says of it.
-        named: Library and device, for messages.
-        fallbacks: What was asked for and not done.
-        engines: Those that are there.
-        make: Builds an engine for sizes that none of them takes.
+        entry: What the manifest says of the stage.
+        supply: Finds, builds and keeps its engines.
+        spare: Loads the stage in the other backend.
     """
 
-    def __init__(
-        self,
-        stage: str,
-        entry: StageEntry,
-        named: str,
-        fallbacks: tuple[str, ...],
-        engines: list[Engine],
-        make: Callable[[Mapping[str, int]], Engine],
-    ) -> None:
+    def __init__(self, entry: StageEntry, supply: Supply, spare: Callable[[], Session]) -> None:
         self.inputs: tuple[Port, ...] = entry.inputs
         self.outputs: tuple[Port, ...] = entry.outputs
-        self.provider = PROVIDER
-        self.fallbacks = fallbacks
-        self._where = f"stage {stage!r} in {named}"
-        self._stage = stage
+        self._supply = supply
+        self._spare = spare
+        self._spared: Session | None = None
         self._symbols = symbols_of(entry)
-        self._engines = engines
-        self._make = make
+        self._shelf = Shelf(supply.listed())
+        self._failed: dict[Sizes, JsccError] = {}
+        self._turns: dict[Sizes, threading.Lock] = {}
+        self._ran: set[str] = set()
         self._lock = threading.Lock()
+
+    @property
+    def provider(self) -> str:
+        """What its runs were on; both where sizes differ in that."""
+        return ", ".join(sorted(self._ran.copy(), reverse=True)) or PROVIDER
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What was asked for and not done so far."""
+        spared = self._spared
+        return (*self._supply.notes, *(() if spared is None else spared.fallbacks))
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run the stage once; see `jscc.runtime.backends.base.Session`.
 
         Raises:
-            BundleError: ``E_GRAPH_LOAD``, there is no engine for these sizes and the library
-                refuses to build one.
+            BundleError: ``E_GRAPH_PORTS``, ``E_GRAPH_EXTERNAL``: there is no engine for these
+                sizes, and the graph is not what the manifest says.
         """
-        sizes = check_ports(self._stage, self.inputs, arrays)
-        engine, profile = self._choose({symbol: sizes[symbol] for symbol in self._symbols})
+        sizes = check_ports(self._supply.stage, self.inputs, arrays)
+        chosen = self._choose(tuple((symbol, sizes[symbol]) for symbol in self._symbols))
+        if chosen is None:
+            session = self._spared_session()
+            self._ran.add(session.provider)
+            return session.run(arrays)
+        self._ran.add(PROVIDER)
+        slot, engine, profile = chosen
         names = engine.names
         fed = {
-            port.name: np.ascontiguousarray(arrays[port.name])
+            port.name: np.require(arrays[port.name], requirements="C")
             for port in self.inputs
             if port.name in names
         }
@@ -224,66 +84,142 @@ class TensorRtSession:
             port.name: np.empty(resolve(port, sizes), port.dtype) for port in self.outputs
         }
         try:
-            self._run(engine, profile, fed, results)
-        except _Failure as error:
+            self._relieved(lambda: engine.run(profile, fed, results), slot)
+        except RunError as error:
             raise self._explain(error, fed) from error
         except UnavailableError as error:
             if error.code == "E_MEMORY":
                 raise
             got = error.message.partition(", expected")[0].replace(": got ", " ")
-            raise self._explain(_Failure(got), fed) from error
+            raise self._explain(RunError(got), fed) from error
         return results
 
-    def _run(
-        self,
-        engine: Engine,
-        profile: int,
-        fed: Mapping[str, Array],
-        results: Mapping[str, Array],
-    ) -> None:
-        """Run once, and once more with all idle memory given back if there was too little."""
-        try:
-            engine.run(profile, fed, results)
-        except (_Failure, UnavailableError) as error:
-            short_of = error.memory if isinstance(error, _Failure) else error.code == "E_MEMORY"
-            if not short_of:
-                raise
-            for each in self._engines:
-                each.shrink()
-            engine.run(profile, fed, results)
+    def _relieved(self, attempt: Callable[[], _Result], slot: Slot | None) -> _Result:
+        """Try, and again with less on the device for as long as that is short of memory.
 
-    def _choose(self, sizes: Mapping[str, int]) -> tuple[Engine, int]:
-        """The narrowest profile that takes `sizes`, of an engine that is built if none does."""
+        First what no run is using goes, then other engines than the slot's, one by one.
+        """
+        reliefs = self._shelf.reliefs(slot)
+        while True:
+            try:
+                return attempt()
+            except (RunError, EngineError, UnavailableError) as error:
+                if not _is_short(error) or not next(reliefs, False):
+                    raise
+
+    def _choose(self, sizes: Sizes) -> tuple[Slot, Engine, int] | None:
+        """The narrowest engine for `sizes` and its profile, built if none is there.
+
+        None where the other backend has to do. Whoever comes with the same sizes waits meanwhile;
+        others do not.
+        """
         with self._lock:
-            found = self._fitting(sizes)
-            if found is None:
-                self._engines.append(self._make(sizes))
-                found = self._fitting(sizes)
-        assert found is not None
-        return found
+            turn = self._turns.setdefault(sizes, threading.Lock())
+        with turn:
+            while not self._is_spared(sizes):
+                found = self._shelf.find(dict(sizes))
+                if found is None:
+                    self._build(sizes)
+                    continue
+                slot, profile = found
+                engine = self._open(slot, sizes)
+                if engine is not None:
+                    return slot, engine, profile
+        return None
 
-    def _fitting(self, sizes: Mapping[str, int]) -> tuple[Engine, int] | None:
-        fitting = [
-            (span.reach, place, number)
-            for place, engine in enumerate(self._engines)
-            for number, span in engine.profiles()
-            if span.covers(sizes)
-        ]
-        if not fitting:
-            return None
-        _, place, number = min(fitting)
-        return self._engines[place], number
+    def _is_spared(self, sizes: Sizes) -> bool:
+        """Whether the other backend runs these sizes.
 
-    def _explain(self, error: _Failure, fed: Mapping[str, Array]) -> UnavailableError:
+        Raises:
+            UnavailableError: ``E_MEMORY``, for a batch: its images may fit one by one.
+        """
+        error = self._failed.get(_NO_SIZES) or self._failed.get(sizes)
+        if error is not None and _may_fit_singly(sizes, error):
+            raise error
+        return error is not None
+
+    def _open(self, slot: Slot, sizes: Sizes) -> Engine | None:
+        """The engine in a slot, loaded if it is not; None where there is none after all."""
+        with slot.lock:
+            engine = slot.engine
+            if engine is None:
+                try:
+                    engine = self._relieved(lambda: self._supply.load(slot.name), slot)
+                except (EngineError, JsccError) as error:
+                    self._leave(slot, sizes, error)
+                    return None
+                slot.engine = engine
+        self._shelf.touch(slot)
+        return engine
+
+    def _leave(self, slot: Slot, sizes: Sizes, error: EngineError | JsccError) -> None:
+        """Do without an engine that did not load."""
+        if _is_short(error):
+            self._give_up(sizes, self._supply.too_little(error))
+        elif isinstance(error, JsccError) and error.code in ("E_CUDA", "E_ENGINE_CRASH"):
+            self._give_up(_NO_SIZES, error)
+        else:
+            self._shelf.remove(slot)
+            self._supply.refuse(slot.name, error)
+
+    def _build(self, sizes: Sizes) -> None:
+        """Put an engine for exactly `sizes` on the shelf, or remember that there is none."""
+        try:
+            try:
+                fresh = self._supply.build(sizes)
+            except UnavailableError as error:
+                if error.code != "E_MEMORY" or not self._shelf.clear():
+                    raise
+                fresh = self._supply.build(sizes)
+            engine = self._relieved(lambda: self._supply.load_fresh(fresh), None)
+        except EngineError as error:
+            self._give_up(sizes, self._supply.too_little(error))
+        except BundleError as error:
+            if error.code != "E_GRAPH_LOAD":
+                raise
+            self._give_up(_NO_SIZES, error)
+        except JsccError as error:
+            self._give_up(_NO_SIZES if error.code == "E_CUDA" else sizes, error)
+        else:
+            self._shelf.add(Slot(fresh.name, fresh.spans, engine))
+
+    def _give_up(self, sizes: Sizes, error: JsccError) -> None:
+        """Leave `sizes` to the other backend from now on."""
+        self._failed[sizes] = error
+        what = "has no engine" if _may_fit_singly(sizes, error) else "runs on the CPU"
+        if sizes:
+            what += f" for {', '.join(f'{name} {size}' for name, size in sizes)}"
+        self._supply.note(f"stage {self._supply.stage!r} {what}: {error}")
+
+    def _spared_session(self) -> Session:
+        with self._lock:
+            if self._spared is None:
+                self._spared = self._spare()
+            return self._spared
+
+    def _explain(self, error: RunError, fed: Mapping[str, Array]) -> UnavailableError:
+        where = f"stage {self._supply.stage!r} in {self._supply.named}"
         shown = ", ".join(f"{name} {describe(array)}" for name, array in fed.items())
         if error.memory:
             return UnavailableError(
                 "E_MEMORY",
-                f"{self._where}: got {error} for {shown}, expected enough memory. "
+                f"{where}: got {error} for {shown}, expected enough memory. "
                 "Receive fewer or smaller images at once, or use a bundle with a smaller tile.",
             )
         return UnavailableError(
             "E_RUN",
-            f"{self._where}: got {error} for {shown}, expected it to run. "
+            f"{where}: got {error} for {shown}, expected it to run. "
             "Try onnxruntime; if it stays, export the bundle again.",
         )
+
+
+def _may_fit_singly(sizes: Sizes, error: JsccError) -> bool:
+    """Whether memory ran out for a batch, whose images a receiver tries one by one."""
+    return error.code == "E_MEMORY" and dict(sizes).get("batch", 1) > 1
+
+
+def _is_short(error: Exception) -> bool:
+    """Whether memory ran out."""
+    if isinstance(error, RunError | EngineError):
+        return error.memory
+    return isinstance(error, JsccError) and error.code == "E_MEMORY"

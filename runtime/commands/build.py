@@ -18,8 +18,6 @@ from jscc.runtime.engines.spans import Span, parse_shapes, stage_spans, usual_im
 from jscc.runtime.errors import JsccError, UsageError
 from jscc.runtime.terminal import notice, say, say_json, table
 
-TF32 = "tf32"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -67,16 +65,16 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``jscc build BUNDLE [--ahead SM,…] -o DIR``; the status of the first failure."""
     options = _parse(arguments)
     bundle = Bundle.open(options.bundle)
-    tf32 = _tf32(options.precision, bundle.manifest.precision)
+    _check_precision(options.precision, bundle.manifest.precision)
     library, targets = _targets(options.ahead)
     folder = options.output or usual_folder()
     make_folder(folder)
-    jobs = list(_jobs(bundle, options, library, targets, tf32=tf32))
+    jobs = list(_jobs(bundle, options, library, targets))
     rows = list(_build_all(jobs, library, EngineCache(folder), force=options.force))
     if options.json:
         say_json(_document(bundle, library, folder, rows))
     else:
-        say(_text(folder, rows))
+        say(_text(folder, rows, elsewhere=options.output is not None))
     failures = [row.error for row in rows if row.error is not None]
     return failures[0].exit_status if failures else 0
 
@@ -97,8 +95,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--precision",
         metavar="NAME",
-        help="the bundle's own, to be sure of it, or tf32: float32 whose products are rounded "
-        "(default: the bundle's own, exactly)",
+        help="the bundle's own, to be sure of it: engines have no other",
     )
     parser.add_argument(
         "--ahead",
@@ -121,20 +118,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _tf32(asked: str | None, precision: str) -> bool:
-    """Whether TF32 is asked for; an engine's precision is otherwise written in the graphs.
+def _check_precision(asked: str | None, precision: str) -> None:
+    """Hold what is asked for to the graphs, where an engine's precision is written.
 
     Raises:
         UsageError: ``E_PRECISION``.
     """
-    if asked in (None, precision) or (asked == TF32 and precision == "fp32"):
-        return asked == TF32
-    raise UsageError(
-        "E_PRECISION",
-        f"--precision: got {asked!r} for a bundle of {precision}, expected {precision}"
-        f"{' or tf32' if precision == 'fp32' else ''}, since engines keep the graphs' own types. "
-        "Run jscc calibrate first.",
-    )
+    if asked not in (None, precision):
+        raise UsageError(
+            "E_PRECISION",
+            f"--precision: got {asked!r} for a bundle of {precision}, expected {precision}, since "
+            "engines keep the graphs' own types. Run jscc calibrate first.",
+        )
 
 
 def _targets(ahead: str | None) -> tuple[Library, tuple[str, ...]]:
@@ -160,12 +155,7 @@ def _targets(ahead: str | None) -> tuple[Library, tuple[str, ...]]:
 
 
 def _jobs(
-    bundle: Bundle,
-    options: argparse.Namespace,
-    library: Library,
-    targets: tuple[str, ...],
-    *,
-    tf32: bool,
+    bundle: Bundle, options: argparse.Namespace, library: Library, targets: tuple[str, ...]
 ) -> Iterator[Job]:
     """Every stage that was asked for, for every kind of device."""
     manifest = bundle.manifest
@@ -182,9 +172,10 @@ def _jobs(
         spans = tuple(span for span in spans if span.ranges)
         digest = hash_graph(graph, external)
         for target in targets:
-            key = EngineKey(digest, library.named, target, tf32)
+            key = EngineKey(digest, library.named, target)
             asked = target if target in library.targets() else None
-            plan = Plan(stage, entry, graph, external, spans, asked, tf32)
+            scratch = options.output or usual_folder()
+            plan = Plan(stage, entry, graph, external, spans, asked, scratch=scratch)
             yield Job(plan, key, bundle.summaries[stage].nodes)
 
 
@@ -200,6 +191,8 @@ def _build_all(
             estimate = left(done / max(1, total), time.monotonic() - begun)
             what = f"{job.plan.stage} for {job.key.target}, {number} of {len(jobs)}{estimate}"
             row, timings = _build(job, library, cache, timings, f"jscc build: {what}")
+            if force and row.error is None:
+                cache.forgive(job.key, spared=row.file)
         if row.error is not None:
             notice(f"jscc build: {row.error}")
         done += job.nodes
@@ -207,17 +200,21 @@ def _build_all(
 
 
 def _found(job: Job, cache: EngineCache) -> Row | None:
-    """The engine that is there already, if it is sound."""
-    name = job.key.file_name(job.plan.spans)
-    if name not in cache.names(job.key):
-        return None
+    """The engine that is there already, if it is sound, or why none may be built."""
+    spans, name = job.plan.spans, job.key.file_name(job.plan.spans)
+    about = job.plan.stage, job.key.target, job.nodes, spans
     try:
+        cache.check_survived(job.key)
+    except JsccError as error:
+        return Row(*about, error)
+    try:
+        if name not in cache.names(job.key):
+            return None
         kept = cache.read(job.key, name)
     except JsccError as error:
         notice(f"jscc build: built again, since {error}")
         return None
-    spans = job.plan.spans
-    return Row(job.plan.stage, job.key.target, job.nodes, spans, None, name, kept.plan.nbytes)
+    return Row(*about, None, name, kept.plan.nbytes)
 
 
 def _build(
@@ -273,9 +270,15 @@ def _document(
     }
 
 
-def _text(folder: Path, rows: Sequence[Row]) -> str:
+def _text(folder: Path, rows: Sequence[Row], *, elsewhere: bool) -> str:
     header = ("stage", "device", "nodes", "parse", "build", "size", "profiles")
-    return f"{table([header, *map(_cells, rows)], header=True)}\n\nin {display(folder)}"
+    text = f"{table([header, *map(_cells, rows)], header=True)}\n\nin {display(folder)}"
+    if not elsewhere:
+        return text
+    return (
+        f"{text}\nReceivers look for them in ~/.cache/jscc/engines of their user: copy them there "
+        "on the device, into a folder of mode 0700."
+    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:

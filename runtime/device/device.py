@@ -120,7 +120,7 @@ class Device:
         Raises:
             UnavailableError: ``E_CUDA``, ``E_MEMORY``.
         """
-        rows = np.ascontiguousarray(array)
+        rows = np.require(array, requirements="C")
         copy = self.empty(array.shape, array.dtype)
         try:
             if rows.nbytes:

@@ -5,7 +5,7 @@ reference's bits; see `jscc.runtime.device.bindings` for what was tried and what
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from jscc.kernels.sources import entries_of
 from jscc.kernels.to_uint8.reference import REACHES, ROUNDINGS
 from jscc.runtime.device.device import Device, DeviceArray, Value, check_array
 from jscc.runtime.device.loader import KernelLoader
+from jscc.runtime.errors import UnavailableError
 from jscc.runtime.ports import Array
 
 Floats = npt.NDArray[np.float32]
@@ -250,7 +251,8 @@ class _Memory:
 
     def free(self) -> None:
         for array in self._arrays:
-            self._device.free(array)
+            with suppress(UnavailableError):  # the others are to go as well
+                self._device.free(array)
 
 
 def _row(row: Coefficients) -> dict[str, Value]:

@@ -5,30 +5,35 @@ hash of the engine that follows; it is read whole and checked, and what was chec
 The hash finds damage; that nobody else can write there, the folder's mode and owner have to see to.
 
 A library may crash on an engine instead of refusing it. While one is loaded a file beside it says
-so; where such a file outlived its process, the engine is refused the next time.
+so; where such a file outlived its process it becomes a tombstone, and the stage's engines are
+refused until somebody asks for new ones.
 """
 
 import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from jscc.runtime.declared import Json
 from jscc.runtime.engines.spans import Span
-from jscc.runtime.errors import DataError, JsccError, OutputError
+from jscc.runtime.errors import DataError, JsccError, OutputError, StorageError
 from jscc.runtime.output_files import write_file
 from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of, strict_json
 
 ENGINE: Final = Asset(DataError, "E_ENGINE", "Delete it; it is built again")
-SUFFIX, LOADING = ".engine", ".loading"
+SUFFIX, LOADING, CRASHED = ".engine", ".loading", ".crashed"
 FORMAT: Final = 1
+MOST: Final = 8  # engines of one size that are kept for a stage; the least recently used go
+# Codes of what is wrong with a file itself, so that removing it helps.
+DAMAGED: Final = frozenset(f"E_ENGINE_{each}" for each in ("HASH", "KEY", "FORMAT", "TRUNCATED"))
 _PRIVATE = 0o700
 _LINE = 1 << 16  # bytes of the first line
 _ABANDONED_S = 3600.0  # a file that is still not complete then never will be
@@ -90,13 +95,31 @@ class EngineCache:
         self.folder = folder
 
     def names(self, key: EngineKey) -> tuple[str, ...]:
-        """Files of the engines for `key`, unchecked."""
-        with suppress(OSError):
-            found = sorted(os.listdir(self.folder))
-            return tuple(
-                name for name in found if name.startswith(key.stem) and name.endswith(SUFFIX)
-            )
-        return ()
+        """Files of the engines for `key`, unchecked.
+
+        Raises:
+            StorageError: ``E_IO``.
+        """
+        return tuple(name for name in self._all() if name.startswith(key.stem))
+
+    def listed(self, key: EngineKey) -> tuple[dict[str, tuple[Span, ...]], tuple[JsccError, ...]]:
+        """Spans of the engines for `key` by file, and why others are left out.
+
+        Only their first lines are read; `read` checks the rest. Damaged files are removed.
+        """
+        found: dict[str, tuple[Span, ...]] = {}
+        errors: list[JsccError] = []
+        try:
+            names = self.names(key)
+            with self._opened() if names else nullcontext(-1) as folder:
+                for name in names:
+                    try:
+                        found[name] = self._spans(folder, key, name)
+                    except JsccError as error:
+                        errors.append(error)
+        except JsccError as error:
+            errors.append(error)
+        return found, tuple(errors)
 
     def read(self, key: EngineKey, name: str) -> Kept:
         """One of the engines for `key`.
@@ -106,20 +129,24 @@ class EngineCache:
             StorageError: ``E_IO``.
             UnavailableError: ``E_MEMORY``.
         """
-        where = f"engine {str(self.folder / name)!r}"
-        with open_folder(self.folder, asset=ENGINE) as folder:
-            _check_folder(folder, self.folder)
-            self._check_survivor(name, where)
+        where = self._where(name)
+        with self._opened() as folder:
+            _check_survivor(folder, name, where)
             with open_regular(name, asset=ENGINE, folder=folder) as descriptor:
                 _check_owner(descriptor, where)
                 size = size_of(descriptor)
                 data = read_span(descriptor, where, 0, size, asset=ENGINE)[0].data
+                with suppress(OSError):
+                    os.utime(descriptor)  # the least recently used go first
         return _checked(data, key, name, where)
 
     def keep(
         self, key: EngineKey, spans: tuple[Span, ...], plan: memoryview, seconds: float
     ) -> Path:
         """Write an engine, whole or not at all.
+
+        What no longer serves goes: engines of the library's other versions for this kind of
+        device, and of those for one size the least recently used beyond `MOST`.
 
         Raises:
             DataError: ``E_ENGINE_…``: the folder is not to be trusted.
@@ -137,37 +164,111 @@ class EngineCache:
         line = json.dumps(head, sort_keys=True).encode() + b"\n"
         path = self.folder / key.file_name(spans)
         write_file(path, b"".join((line, plan)), force=True)
+        with suppress(OSError, JsccError), self._opened() as folder:
+            self._tidy(folder, key, path.name, MOST - is_single(spans))
         return path
 
-    def discard(self, name: str) -> None:
-        """Remove what is of no use."""
-        for each in (name, f"{name}{LOADING}"):
-            with suppress(OSError):
-                os.unlink(self.folder / each)
+    def discard(self, *names: str) -> None:
+        """Remove what is of no use, in a folder that is to be trusted."""
+        with suppress(JsccError), self._opened() as folder:
+            _unlink(folder, names)
+
+    def check_survived(self, key: EngineKey) -> None:
+        """Refuse a stage if a process ended by loading one of its engines.
+
+        Raises:
+            DataError: ``E_ENGINE_CRASH``.
+        """
+        try:
+            with self._opened() as folder:
+                for name in sorted(os.listdir(folder)):
+                    if name.startswith(key.stem):
+                        engine = name.removesuffix(LOADING).removesuffix(CRASHED)
+                        _check_survivor(folder, engine, self._where(engine))
+        except (OSError, JsccError) as error:
+            if isinstance(error, DataError) and error.code == "E_ENGINE_CRASH":
+                raise
+            # What is wrong with the folder `listed` and `keep` say.
+
+    def forgive(self, key: EngineKey, *, spared: str) -> None:
+        """Forget that processes ended by engines of `key`; those but `spared` are removed."""
+        with suppress(OSError, JsccError), self._opened() as folder:
+            for name in os.listdir(folder):
+                if name.startswith(key.stem) and name.endswith((LOADING, CRASHED)):
+                    engine = name.removesuffix(LOADING).removesuffix(CRASHED)
+                    _unlink(folder, (engine,), spared)
 
     @contextmanager
     def loading(self, name: str) -> Iterator[None]:
         """Leave a trace on the disk for as long as the library may crash."""
-        trace = self.folder / f"{name}{LOADING}"
-        with suppress(OSError, JsccError):
-            write_file(trace, _PROCESS.encode(), force=True)
+        trace = f"{name}{LOADING}"
+        with suppress(OSError, JsccError), self._opened():
+            write_file(self.folder / trace, _PROCESS.encode(), force=True)
         try:
             yield
         finally:
-            with suppress(OSError):
-                os.unlink(trace)
+            with suppress(OSError, JsccError), self._opened() as folder:
+                os.unlink(trace, dir_fd=folder)
 
-    def _check_survivor(self, name: str, where: str) -> None:
-        """Refuse an engine whose loading no process survived."""
+    def _where(self, name: str) -> str:
+        return f"engine {str(self.folder / name)!r}"
+
+    def _all(self) -> list[str]:
+        """Files of all engines."""
         try:
-            text = (self.folder / f"{name}{LOADING}").read_text("ascii", "replace")
-        except OSError:
-            return
-        pid = text.partition(" ")[0]
-        if text != _PROCESS and not (pid.isdecimal() and _is_other(int(pid))):
-            raise ENGINE.refuse(
-                "CRASH", where, f"process {pid or '?'} ended by it", "one that loads"
-            )
+            return sorted(name for name in os.listdir(self.folder) if name.endswith(SUFFIX))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StorageError(
+                "E_IO",
+                f"folder {str(self.folder)!r}: got {error.strerror!r}, expected to list it. "
+                "Check the disk and permissions, or choose another.",
+            ) from error
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The folder, which belongs to this user alone."""
+        with open_folder(self.folder, asset=ENGINE) as folder:
+            _check_folder(folder, self.folder)
+            yield folder
+
+    def _head(self, folder: int, name: str) -> Mapping[str, Json]:
+        """The first line of a file."""
+        where = self._where(name)
+        with open_regular(name, asset=ENGINE, folder=folder) as descriptor:
+            _check_owner(descriptor, where)
+            size = min(size_of(descriptor), _LINE)
+            data = read_span(descriptor, where, 0, size, asset=ENGINE)[0].data
+        return _fields(data, where)[0]
+
+    def _spans(self, folder: int, key: EngineKey, name: str) -> tuple[Span, ...]:
+        try:
+            return _named_spans(self._head(folder, name), key, name, self._where(name))
+        except DataError as error:
+            if error.code in DAMAGED:
+                _unlink(folder, (name,))
+            raise
+
+    def _tidy(self, folder: int, key: EngineKey, new: str, most: int) -> None:
+        """Remove what the engine `new` for `key` leaves no use for, but `most` of one size."""
+        single: list[tuple[int, str]] = []
+        for name in self._all():
+            try:
+                if name.startswith(key.stem):
+                    if name != new and is_single(self._spans(folder, key, name)):
+                        used = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns
+                        single.append((used, name))
+                elif _is_older(self._head(folder, name), key):
+                    _unlink(folder, (name,))
+            except (OSError, JsccError):
+                continue
+        _unlink(folder, (name for _, name in sorted(single)[:-most]))
+
+
+def is_single(spans: tuple[Span, ...]) -> bool:
+    """Whether an engine takes one size only, as those do that are built when sizes first come."""
+    return len(spans) == 1 and all(least == most for _, (least, _, most) in spans[0].ranges)
 
 
 def hash_graph(graph: bytes, external: Mapping[str, memoryview]) -> str:
@@ -200,12 +301,34 @@ def _sweep(folder: Path) -> None:
     """Remove what writers left that were ended half-way."""
     for path in folder.glob(".*.tmp"):
         with suppress(OSError):
-            if time.time() - path.lstat().st_mtime > _ABANDONED_S:
+            if time.time() - path.lstat().st_mtime <= _ABANDONED_S:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
 
-def _checked(data: memoryview, key: EngineKey, name: str, where: str) -> Kept:
-    """The engine in a file, if the file is what it should be."""
+def _unlink(folder: int, names: Iterable[str], spared: str = "") -> None:
+    """Remove engines with their traces from an open folder; of `spared` the traces only."""
+    for name in names:
+        for each in (name, f"{name}{LOADING}", f"{name}{CRASHED}"):
+            with suppress(OSError):
+                if each != spared:
+                    os.unlink(each, dir_fd=folder)
+
+
+def _is_older(head: Mapping[str, Json], key: EngineKey) -> bool:
+    """Whether another version of the library than the key's built it, for the same device."""
+    made = head.get("key")
+    library = made.get("library") if isinstance(made, dict) else None
+    if not isinstance(made, dict) or not isinstance(library, str):
+        return False
+    return library != key.library and made.get("target") == key.target
+
+
+def _fields(data: memoryview, where: str) -> tuple[Mapping[str, Json], int]:
+    """What the first line of a file says, and where the engine begins."""
     end = bytes(data[:_LINE]).find(b"\n")
     if end < 0:
         raise ENGINE.refuse("FORMAT", where, "no first line", "what it holds")
@@ -216,16 +339,29 @@ def _checked(data: memoryview, key: EngineKey, name: str, where: str) -> Kept:
             "FORMAT", f"{where}{pointer}", got, expected
         ),
     )
-    plan = data[end + 1 :]
-    fields = head if isinstance(head, dict) else {}
+    return head if isinstance(head, dict) else {}, end + 1
+
+
+def _named_spans(
+    fields: Mapping[str, Json], key: EngineKey, name: str, where: str
+) -> tuple[Span, ...]:
+    """The spans that a first line lists, if it is that of the file called `name`."""
     if fields.get("format") != FORMAT or fields.get("key") != asdict(key):
         raise ENGINE.refuse("KEY", where, "another key", "the one that it is named after")
+    spans = _spans(fields.get("spans"), where)
+    if name != key.file_name(spans):
+        raise ENGINE.refuse("KEY", where, "other sizes", "those that it is named after")
+    return spans
+
+
+def _checked(data: memoryview, key: EngineKey, name: str, where: str) -> Kept:
+    """The engine in a file, if the file is what it should be."""
+    fields, begin = _fields(data, where)
+    spans, plan = _named_spans(fields, key, name, where), data[begin:]
     found = _digest(plan)
     if fields.get("sha256") != found:
         raise ENGINE.refuse("HASH", where, f"sha256 {found}", "the one in its first line")
-    spans, seconds = _spans(fields.get("spans"), where), fields.get("seconds")
-    if name != key.file_name(spans):
-        raise ENGINE.refuse("KEY", where, "other sizes", "those that it is named after")
+    seconds = fields.get("seconds")
     return Kept(name, spans, float(seconds) if isinstance(seconds, int | float) else 0.0, plan)
 
 
@@ -256,6 +392,36 @@ def _check_owner(descriptor: int, where: str) -> None:
     owner = os.fstat(descriptor).st_uid
     if owner != os.geteuid():
         raise ENGINE.refuse("OWNER", where, f"user {owner}", f"user {os.geteuid()}, this one")
+
+
+def _check_survivor(folder: int, name: str, where: str) -> None:
+    """Refuse an engine whose loading no process survived, and bury it."""
+    trace, tombstone = f"{name}{LOADING}", f"{name}{CRASHED}"
+    if (text := _text(folder, trace)) is not None and text != _PROCESS:
+        pid = text.partition(" ")[0]
+        if not (pid.isdecimal() and _is_other(int(pid))):
+            with suppress(OSError):
+                os.rename(trace, tombstone, src_dir_fd=folder, dst_dir_fd=folder)
+            raise _crash(where, text)
+    if (text := _text(folder, tombstone)) is not None:
+        raise _crash(where, text)
+
+
+def _text(folder: int, name: str) -> str | None:
+    """What a trace says; None where there is none."""
+    try:
+        with open_regular(name, asset=ENGINE, folder=folder) as descriptor:
+            return os.read(descriptor, 100).decode("ascii", "replace")
+    except (OSError, JsccError):
+        return None
+
+
+def _crash(where: str, text: str) -> DataError:
+    return DataError(
+        "E_ENGINE_CRASH",
+        f"{where}: got process {text.partition(' ')[0] or '?'} ended by loading it, expected one "
+        "that loads. Update the library, or run jscc build --force.",
+    )
 
 
 def _is_other(pid: int) -> bool:

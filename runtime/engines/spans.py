@@ -4,11 +4,12 @@ An engine is compiled for ranges of sizes and tuned for one size in each. A few 
 faster engine than a wide one, and none at all the fastest: a size alone is a range of itself.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from jscc.runtime.errors import UsageError
+from jscc.runtime.errors import ImageError, UsageError
 from jscc.runtime.manifest import ImageContract, Manifest, StageEntry
 from jscc.runtime.ports import PLANES, Port, resolve, split_dim
 from jscc.runtime.preprocess import geometry_of
@@ -115,9 +116,12 @@ def _refuse(text: str, expected: str) -> UsageError:
 def usual_images(manifest: Manifest) -> tuple[Span, ...]:
     """The images that an engine is built for where nobody says.
 
-    They are the self-test's, and those with edges from half a tile to a whole one.
+    They are the self-test's, and those with edges from half a tile to a whole one, or to the
+    largest square that the bundle takes.
     """
-    edge = manifest.image.tile or UNTILED
+    contract = manifest.image
+    most = math.isqrt(contract.max_pixels) // contract.multiple * contract.multiple
+    edge = min(contract.tile or UNTILED, most or contract.multiple)
     edges = (-(-edge // 2), edge, edge)
     images = [Span.of({"batch": (1, 1, 1), "height": edges, "width": edges})]
     if manifest.selftest is not None:
@@ -148,7 +152,14 @@ def _seen(image: Span, entry: StageEntry, contract: ImageContract) -> dict[str, 
     for index in range(3):
         sizes = {symbol: each[index] for symbol, each in image.ranges}
         size = (sizes["height"], sizes["width"])
-        padded = geometry_of(size, contract, contract.max_pixels).padded
+        try:
+            padded = geometry_of(size, contract, contract.max_pixels).padded
+        except ImageError as error:
+            raise UsageError(
+                "E_SHAPES",
+                f"--shapes: got {size[0]}x{size[1]}, expected at most {contract.max_pixels} pixels "
+                "after padding. Write smaller ones.",
+            ) from error
         tile = contract.tile if entry.tiled and contract.tile else max(padded)
         edges.append((min(padded[0], tile), min(padded[1], tile)))
     heights, widths = zip(*edges, strict=True)

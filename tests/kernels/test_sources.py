@@ -52,6 +52,15 @@ def test_entries_say_what_they_take():
     assert (kinds["gain_re"], kinds["divide"]) == ("float32", "uint32")
 
 
+def test_what_was_read_once_is_not_read_again_and_cannot_be_changed(monkeypatch):
+    entries, source = entries_of("unpack"), source_of("unpack")
+    monkeypatch.setattr("jscc.kernels.sources.FOLDER", FOLDER / "nowhere")
+    assert entries_of("unpack") is entries
+    assert source_of("unpack") == source
+    with pytest.raises(TypeError):
+        entries["unpack"] = ()
+
+
 def test_unknown_kernels_are_named():
     with pytest.raises(LookupError, match="kernel: got 'advanse', expected one of advance, nu"):
         source_of("advanse")

@@ -16,8 +16,8 @@ import tiny_convolutions
 from jscc.__main__ import main
 from jscc.runtime.backends.tensorrt_build import Plan, build_engine
 from jscc.runtime.backends.tensorrt_cuda import Device, call, open_device
+from jscc.runtime.backends.tensorrt_engine import EngineError, Place, load_engine
 from jscc.runtime.backends.tensorrt_library import RTX, load_library
-from jscc.runtime.backends.tensorrt_session import EngineError, Place, load_engine
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.engines.spans import Span, parse_shapes, stage_spans
 from jscc.runtime.errors import BundleError, UnavailableError

@@ -23,6 +23,7 @@ WORDS = {
     "got compute 7.5, please rebuild.",
     "plan": "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion "
     "plan.header.size == blobSize failed. In parsePlan at /_src/runtime/dispatch/runtime.cpp:780)",
+    "cuda": "CUDA initialization failure with error: 35. Please check your CUDA installation",
     "node": "This version of TensorRT doesn't support mode than 1 outputs for MaxPool nodes!",
     "compiler": "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([myelin_graph.h:1295: "
     "attachExceptionMsgToGraph] MyelinCheckException: cuda_codegen.cpp:5652: CHECK_GE(crds.size(), "
@@ -93,8 +94,11 @@ class IProgressMonitor:
 class FakeCuda:
     """cuda-python's ``cuda.bindings.runtime`` with `memory` bytes on one device.
 
-    `status` is what every call answers.
+    `status` is what every call answers; `driver` and `runtime` are the versions of CUDA, as CUDA
+    writes them, that the driver is for and that these bindings have.
     """
+
+    driver, runtime = 0, 13000
 
     cudaStreamNonBlocking = 1
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
@@ -113,6 +117,12 @@ class FakeCuda:
 
     def cudaGetDeviceCount(self):
         return (self.status, None if self.status else self.devices)
+
+    def cudaDriverGetVersion(self):
+        return (Status.cudaSuccess, self.driver)
+
+    def cudaRuntimeGetVersion(self):
+        return (Status.cudaSuccess, self.runtime)
 
     def cudaGetDeviceProperties(self, device):
         return (self.status, SimpleNamespace(name=b"NVIDIA Fake\0\0"))
@@ -157,8 +167,10 @@ class FakeTensorRt:
     """A module ``tensorrt`` of `version`, or ``tensorrt_rtx``.
 
     Attributes:
-        faults: Words that the next calls of a kind fail with, by kind: ``builder``, ``build``,
-            ``load``, ``context``, ``run``.
+        faults: Words that the next calls of a kind fail with, by kind: ``builder``, ``runtime``,
+            ``build``, ``load``, ``context``, ``run``.
+        building: Called in the middle of each build.
+        loaded: How many engines it deserialised.
         refused: Op types that its parser does not take.
         told: What it was asked to build: one dict for each engine.
     """
@@ -176,6 +188,8 @@ class FakeTensorRt:
         self.faults = {}
         self.refused = ()
         self.told = []
+        self.building = lambda: None
+        self.loaded = 0
         flags = SimpleNamespace(STRONGLY_TYPED=1) if strong_flag else SimpleNamespace()
         self.NetworkDefinitionCreationFlag = flags
         if rtx:
@@ -184,20 +198,26 @@ class FakeTensorRt:
         self._parser = type("OnnxParser", (_NewParser if newer else _Parser,), {})
 
     def Builder(self, log):
-        return None if self.fails("builder", log) else _Builder(self, log)
+        return self._start(_Builder, "builder", log)
 
     def OnnxParser(self, network, log):
         return self._parser(self, network, log)
 
     def Runtime(self, log):
-        return _Runtime(self, log)
+        return self._start(_Runtime, "runtime", log)
 
-    def fails(self, kind, log):
+    def _start(self, kind, name, log):
+        """The bindings' answer to a null pointer is a TypeError."""
+        if self.fails(name, log, Severity.WARNING):
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return kind(self, log)
+
+    def fails(self, kind, log, severity=Severity.ERROR):
         """Whether this call of a kind fails, said in the log."""
         words = self.faults.get(kind)
         if not words:
             return False
-        log.log(Severity.ERROR, words.pop(0))
+        log.log(severity, words.pop(0))
         return True
 
 
@@ -220,6 +240,7 @@ class _Builder:
         monitor.phase_start("Building engine", None, 2)
         monitor.phase_start("Timing tactics", "Building engine", 4)
         going = [monitor.step_complete("Timing tactics", step) for step in range(4)]
+        self.module.building()
         monitor.phase_finish("Timing tactics")
         monitor.phase_finish("Building engine")
         if not all(going):
@@ -386,6 +407,7 @@ class _Runtime:
         if told["version"] != self.module.__version__:
             self.log.log(Severity.ERROR, WORDS["version"])
             return None
+        self.module.loaded += 1
         return _Engine(self.module, self.log, told, onnx.load_model_from_string(model))
 
 
@@ -396,6 +418,7 @@ class _Engine:
         self.told = told
         self.inputs = {each.name: _tensor(each) for each in model.graph.input}
         self.outputs = {each.name: _tensor(each) for each in model.graph.output}
+        self.ranks = {each.name: len(each.type.tensor_type.shape.dim) for each in model.graph.input}
         self.session = onnxruntime.InferenceSession(
             model.SerializeToString(), providers=["CPUExecutionProvider"]
         )
@@ -430,6 +453,9 @@ class _Context:
         return index < len(self.engine.told["profiles"])
 
     def set_input_shape(self, name, shape):
+        if len(shape) != self.engine.ranks[name]:
+            self.engine.log.log(Severity.ERROR, WORDS["shape"])
+            return False
         if self.engine.told["profiles"]:
             least, _, most = self.engine.told["profiles"][self.profile].get(name, (shape,) * 3)
             if any(not a <= s <= b for a, s, b in zip(least, shape, most, strict=True)):

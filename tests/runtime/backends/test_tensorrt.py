@@ -18,8 +18,8 @@ from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSes
 from jscc.runtime.backends.tensorrt import TensorRtBackend
 from jscc.runtime.backends.tensorrt_engine import load_engine
 from jscc.runtime.csi import Csi
-from jscc.runtime.engines.cache import EngineCache
-from jscc.runtime.errors import BundleError, DataError, UnavailableError, UsageError
+from jscc.runtime.engines.cache import MOST, EngineCache
+from jscc.runtime.errors import BundleError, DataError, StorageError, UnavailableError, UsageError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Port, resolve
 from jscc.runtime.receiver import Receiver
@@ -193,7 +193,6 @@ def damaged(path, how):
         ("a bit", "HASH"),
         ("empty", "FORMAT"),
         ("another's", "KEY"),
-        ("a link", "FILETYPE"),
     ],
 )
 def test_a_damaged_engine_is_built_again_and_that_is_said(backend, library, how, code):
@@ -201,12 +200,67 @@ def test_a_damaged_engine_is_built_again_and_that_is_said(backend, library, how,
     (path,) = backend.folder.iterdir()
     damaged(path, how)
     session = load(backend)
+    assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
     (note,) = session.fallbacks
     assert note.startswith("stage 'tiny': an engine is built again, since ")
     assert note.endswith(f"[E_ENGINE_{code}]")
-    assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
     assert len(library.told) == 2
-    assert load(backend).fallbacks == ()
+    assert ran_again(backend) == ()
+
+
+def ran_again(backend):
+    """What another session falls back on."""
+    session = load(backend)
+    assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
+    return session.fallbacks
+
+
+def test_a_link_is_neither_followed_nor_removed(backend, library):
+    load(backend).run(ONES)
+    (path,) = backend.folder.iterdir()
+    damaged(path, "a link")
+    unused, unkept = ran_again(backend)
+    assert unused.startswith("stage 'tiny': kept engines are not used, since ")
+    assert unused.endswith("[E_ENGINE_FILETYPE]")
+    assert "its engine is not kept" in unkept
+    assert path.is_symlink()
+    assert len(library.told) == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [("folder", "E_ENGINE_MODE"), ("io", "E_IO"), ("host", "E_MEMORY"), ("device", "E_MEMORY")],
+)
+def test_what_is_not_an_engine_s_fault_leaves_its_file(backend, library, monkeypatch, reason, code):
+    """It is used again when the reason is gone."""
+    load(backend).run(ONES)
+    ((name, before),) = contents(backend).items()
+    session = load(backend)
+    with monkeypatch.context() as patch:
+        if reason == "folder":
+            backend.folder.chmod(0o755)
+        elif reason == "device":
+            library.faults["load"] = [WORDS["memory"]] * 2
+        else:
+            error = StorageError if reason == "io" else UnavailableError
+
+            def fail(*given, **named):
+                raise error(code, "engine: got a fault, expected none.")
+
+            patch.setattr("jscc.runtime.engines.cache._checked", fail)
+        if reason == "io":
+            library.faults["build"] = [WORDS["tactic"]]  # what is there is not written anew
+        assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
+    assert any(note.endswith(f"[{code}]") for note in session.fallbacks)
+    assert contents(backend) == {name: before}
+    backend.folder.chmod(0o700)
+    built = len(library.told)
+    assert ran_again(backend) == ()
+    assert len(library.told) == built
+
+
+def contents(backend):
+    return {path.name: path.read_bytes() for path in backend.folder.iterdir()}
 
 
 @pytest.mark.parametrize("words", ["version", "device", "plan"])
@@ -214,11 +268,12 @@ def test_an_engine_that_the_library_refuses_is_built_again(backend, library, wor
     load(backend).run(ONES)
     library.faults["load"] = [WORDS[words]]
     session = load(backend)
+    assert session.fallbacks == ()  # nothing is loaded before it is used
+    session.run(ONES)
     (note,) = session.fallbacks
     assert WORDS[words][:80] in note
-    session.run(ONES)
     assert len(library.told) == 2
-    assert load(backend).fallbacks == ()
+    assert ran_again(backend) == ()
 
 
 def test_an_engine_that_crashed_the_library_is_not_loaded_again(backend, library, tmp_path):
@@ -231,13 +286,18 @@ def test_an_engine_that_crashed_the_library_is_not_loaded_again(backend, library
     )
     command = [sys.executable, "-c", script, backend.folder, name]
     assert subprocess.run(command, check=False).returncode == 139
-    session = load(backend)
-    (note,) = session.fallbacks
-    assert "ended by it" in note
-    assert note.endswith("[E_ENGINE_CRASH]")
-    session.run(ONES)
-    assert load(backend).fallbacks == ()
-    assert files(backend) == [name]
+    for _ in range(2):  # and at every start after that
+        session = load(backend)
+        assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
+        assert session.provider == "cpu"
+        (note,) = session.fallbacks
+        assert note.startswith("stage 'tiny' runs on the CPU: engine ")
+        assert "ended by loading it, expected one that loads." in note
+        assert note.endswith("or run jscc build --force. [E_ENGINE_CRASH]")
+        assert files(backend) == [name, f"{name}.crashed"]
+    assert (len(library.told), library.loaded) == (1, 1)
+    other = load(backend, graph([helper.make_node("Sum", ["x", "x"], ["y"])]))
+    assert other.fallbacks == ()
 
 
 def test_a_trace_lies_beside_an_engine_while_it_is_loaded(backend, monkeypatch):
@@ -250,8 +310,10 @@ def test_a_trace_lies_beside_an_engine_while_it_is_loaded(backend, monkeypatch):
         return load_engine(*given)
 
     monkeypatch.setattr("jscc.runtime.backends.tensorrt_supply.load_engine", watched)
-    load(backend)
-    assert seen == [[name, f"{name}.loading"]]
+    load(backend).run(ONES)
+    backend.folder.joinpath(name).unlink()
+    load(backend).run(ONES)  # one that was just built may crash the library just as well
+    assert seen == [[name, f"{name}.loading"]] * 2
     assert files(backend) == [name]
 
 
@@ -259,7 +321,7 @@ def test_a_load_of_this_process_is_no_crash(backend):
     load(backend).run(ONES)
     (name,) = files(backend)
     with EngineCache(backend.folder).loading(name):
-        assert load(backend).fallbacks == ()
+        assert ran_again(backend) == ()
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(backend, library):
@@ -270,7 +332,8 @@ def test_a_folder_that_others_may_write_to_is_not_used(backend, library):
     assert "got mode 0777, expected 0700" in note
     assert note.endswith("Run chmod 700 on it, or choose another. [E_ENGINE_MODE]")
     session.run(ONES)
-    assert "its engine is not kept: folder " in backend.said[-1]
+    assert "its engine is not kept: folder " in session.fallbacks[-1]
+    assert backend.said[-1] == session.fallbacks[-1]
 
 
 def test_an_engine_of_another_user_is_not_used(backend, library, monkeypatch):
@@ -300,7 +363,9 @@ def test_a_full_disk_costs_the_cache_only(backend, library, monkeypatch):
     monkeypatch.setattr("jscc.runtime.engines.cache.write_file", full)
     session = load(backend)
     assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
-    assert backend.said[-1].endswith("expected room for 9. [E_DISK_FULL]")
+    (note,) = session.fallbacks
+    assert note.startswith("stage 'tiny': its engine is not kept: output: got 0 bytes free, ")
+    assert note.endswith("expected room for 9. [E_DISK_FULL]")
 
 
 def test_no_cuda_is_one_line_and_the_cpu_goes_on(cuda, library, tmp_path, codec_bundle):
@@ -355,9 +420,9 @@ def test_a_refused_node_leaves_the_receiver_on_the_cpu(backend, library, codec_b
     library.refused = ("Sigmoid",)
     receiver = Receiver(codec_bundle, backend=backend)
     _, record = receiver.receive(symbols(), Csi(7.0), seed=0)
-    assert record.backend == TRUTH.name
+    assert record.providers == {"decode": "cpu"}
     (reason,) = record.fallbacks
-    assert "stage 'decode', node " in reason
+    assert reason.startswith("stage 'decode' runs on the CPU: stage 'decode', node ")
     assert "(Sigmoid): got \"This version of TensorRT doesn't support" in reason
 
 
@@ -391,7 +456,7 @@ def test_memory_that_is_short_once_is_given_back_and_the_run_repeated(backend, l
 def test_memory_that_stays_short_is_an_error_and_the_next_run_fits(backend, library, cuda, kind):
     session = load(backend)
     session.run(ONES)
-    session._engines[0].shrink()
+    session._shelf.loaded[0].shrink()
     if kind == "malloc":
         cuda.memory = 20
     else:
@@ -427,34 +492,190 @@ def test_a_device_that_fails_is_e_run(backend, cuda):
     assert caught.value.code == "E_RUN"
 
 
-def test_too_little_memory_to_build(backend, library):
-    library.faults["build"] = [WORDS["memory"]]
-    with pytest.raises(UnavailableError, match="out of memory.* to build it") as caught:
-        load(backend).run(ONES)
-    assert caught.value.code == "E_MEMORY"
+@pytest.mark.parametrize(
+    ("kind", "words", "said", "code"),
+    [
+        ("build", "compiler", "got 'IBuilder::buildSerial", "E_ENGINE_BUILD"),
+        ("build", "tactic", "got 'IBuilder::buildSerial", "E_ENGINE_BUILD"),
+        ("build", "memory", "to build it. Close other programs", "E_MEMORY"),
+        ("builder", "cuda", "got 'CUDA initialization failure with", "E_ENGINE_BUILD"),
+        ("load", "device", "from an engine just built", "E_ENGINE_LOAD"),
+        ("load", "memory", "from its engine, expected enough memory", "E_MEMORY"),
+    ],
+)
+def test_a_size_without_an_engine_runs_on_the_cpu_from_then_on(
+    backend, library, kind, words, said, code
+):
+    """Other sizes get theirs; the library is not asked for that one again."""
+    library.faults[kind] = [WORDS[words]] * (2 if (kind, words) == ("load", "memory") else 1)
+    session = load(backend)
+    for _ in range(2):
+        assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
+        assert session.provider == "cpu"
+        (note,) = session.fallbacks
+    assert note.startswith("stage 'tiny' runs on the CPU for batch 1: stage 'tiny'")
+    assert said in note
+    assert note.endswith(f"[{code}]")
+    assert "\n" not in note
+    tried = len(library.told)
+    x = np.full((3, 4), 3, np.float32)
+    assert np.array_equal(session.run({"x": x})["y"], 2 * x)
+    assert session.provider == "cuda, cpu"
+    assert len(library.told) == tried + 1
 
 
-@pytest.mark.parametrize("words", ["compiler", "tactic"])
-def test_a_compiler_that_fails(backend, library, words):
-    library.faults["build"] = [WORDS[words]]
-    with pytest.raises(UnavailableError, match="got 'IBuilder::buildSerial.* tensorrt 1") as caught:
-        load(backend).run(ONES)
-    assert caught.value.code == "E_ENGINE_BUILD"
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("kind", ["build", "load"])
+def test_a_batch_with_too_little_memory_is_left_to_the_receiver(backend, library, kind):
+    """Its images may fit one by one; that it does not fit is not tried again."""
+    library.faults[kind] = [WORDS["memory"]] * 2
+    session, x = load(backend), np.ones((4, 4), np.float32)
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="expected enough memory") as caught:
+            session.run({"x": x})
+        assert caught.value.code == "E_MEMORY"
+        library.faults[kind] = []
+    session.run(ONES)
+    assert session.provider == "cuda"
+    (note,) = session.fallbacks
+    assert note.startswith("stage 'tiny' has no engine for batch 4: ")
 
 
-def test_a_new_engine_that_does_not_load(backend, library):
+def test_an_engine_that_does_not_load_once_built_is_not_left_there(backend, library):
     library.faults["load"] = [WORDS["device"]]
-    with pytest.raises(UnavailableError, match="from an engine just built") as caught:
-        load(backend).run(ONES)
-    assert caught.value.code == "E_ENGINE_LOAD"
+    load(backend).run(ONES)
+    assert files(backend) == []
 
 
-def test_no_builder_without_a_device(backend, library):
-    library.faults["builder"] = ["CUDA initialization failure with error: 35"]
-    with pytest.raises(UnavailableError, match="CUDA initialization failure") as caught:
-        load(backend).run(ONES)
-    assert caught.value.code == "E_ENGINE_BUILD"
+@pytest.mark.parametrize("kind", ["builder", "runtime"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_library_that_cuda_fails_under_is_in_the_record(
+    backend, library, codec_bundle, kind, kept
+):
+    """The bindings raise a TypeError then; the CPU receives, what is kept stays."""
+    if kept:
+        Receiver(codec_bundle, backend=backend).receive(symbols(), Csi(7.0), seed=0)
+    before = files(backend)
+    library.faults[kind] = [WORDS["cuda"]] * 9
+    receiver = Receiver(codec_bundle, backend=backend)
+    image, record = receiver.receive(symbols(), Csi(7.0), seed=0)
+    assert set(before) <= set(files(backend))
+    if kept and kind == "builder":  # nothing is to be built
+        assert (record.providers, record.fallbacks) == ({"decode": "cuda"}, ())
+        return
+    truth, _ = Receiver(codec_bundle, backend=TRUTH).receive(symbols(), Csi(7.0), seed=0)
+    assert np.array_equal(image, truth)
+    assert record.providers == {"decode": "cpu"}
+    note = record.fallbacks[0]
+    assert note.startswith("stage 'decode' runs on the CPU")
+    assert "got 'CUDA initialization failure with error: 35. Please" in note
+
+
+def test_a_note_that_comes_late_reaches_the_record(backend, library, codec_bundle):
+    receiver = Receiver(codec_bundle, backend=backend)
+    assert receiver.receive(symbols(), Csi(7.0), seed=0)[1].fallbacks == ()
+    library.faults["build"] = [WORDS["tactic"]]
+    _, record = receiver.receive(symbols(4, 6), Csi(7.0), seed=0)
+    (note,) = record.fallbacks
+    assert note.startswith("stage 'decode' runs on the CPU for batch 1, height 16, width 24: ")
+    assert record.providers == {"decode": "cuda, cpu"}
+
+
+def test_a_build_keeps_only_its_own_size_waiting(backend, library):
+    """Another size runs in the middle of it; the same size is built once."""
+    session = load(backend)
+    session.run(ONES)
+    x = np.full((5, 4), 5, np.float32)
+    ran = []
+
+    def run():
+        return session.run({"x": x})["y"]
+
+    with ThreadPoolExecutor(4) as pool:
+
+        def meanwhile():
+            ran.append(pool.submit(session.run, ONES).result(timeout=60)["y"])
+
+        library.building = meanwhile
+        found = list(pool.map(lambda _: run(), range(3)))
+    assert np.array_equal(ran[0], 2 * ONES["x"])
+    assert all(np.array_equal(each, 2 * x) for each in found)
+    assert len(library.told) == 2
+
+
+def test_engines_are_loaded_when_they_are_used(backend, library):
+    for rows in (1, 2, 3):
+        load(backend).run({"x": np.ones((rows, 4), np.float32)})
+    assert library.loaded == 3
+    session = load(backend)
+    assert library.loaded == 3
+    session.run(ONES)
+    session.run(ONES)
+    assert library.loaded == 4
+    assert len(session._shelf.loaded) == 1
+
+
+def test_the_least_recently_used_engines_go_where_the_device_is_full(backend, library, cuda):
+    """Those in memory first, one by one; their files stay, and load again."""
+    session = load(backend)
+    for rows in (1, 2, 3, 1):
+        session.run({"x": np.ones((rows, 4), np.float32)})
+    library.faults["run"] = [WORDS["memory"]] * 2  # as it is, and without what is idle
+    session.run({"x": np.ones((3, 4), np.float32)})
+    batches = [engine.spans[0].values("batch")[0] for engine in session._shelf.loaded]
+    assert sorted(batches) == [1, 3]
+    assert len(files(backend)) == len(library.told) == 3
+    library.faults["run"] = [WORDS["memory"]] * 9
+    with pytest.raises(UnavailableError, match="expected enough memory"):
+        session.run(ONES)
+    assert len(session._shelf.loaded) == 1
+    library.faults["run"] = []
+    session.run({"x": np.ones((2, 4), np.float32)})
+    assert len(library.told) == 3
+
+
+def test_engines_go_for_one_that_is_loaded_or_built(backend, library):
+    session = load(backend)
+    for kind, rows in (("load", 2), ("build", 3)):
+        session.run(ONES)
+        library.faults[kind] = [WORDS["memory"]] * (2 if kind == "load" else 1)
+        session.run({"x": np.ones((rows, 4), np.float32)})
+        assert len(session._shelf.loaded) == 1
+    assert session.fallbacks == ()
+
+
+def test_an_engine_for_one_size_makes_room_for_another(backend, library):
+    """As many as `MOST` stay, in memory and on the disk: those that were used last."""
+    session = load(backend)
+    sizes = [*range(1, MOST + 1), 1, MOST + 1]
+    for rows in sizes:
+        session.run({"x": np.ones((rows, 4), np.float32)})
+    batches = {engine.spans[0].values("batch")[0] for engine in session._shelf.loaded}
+    assert batches == {*range(3, MOST + 2), 1}
+    assert len(files(backend)) == MOST
+    built = len(library.told)
+    session.run({"x": np.ones((2, 4), np.float32)})
+    assert len(library.told) in (built, built + 1)
+    assert session.fallbacks == ()
+
+
+def test_engines_of_the_library_s_other_versions_go(backend, library, monkeypatch):
+    load(backend).run(ONES)
+    (old,) = files(backend)
+    monkeypatch.setattr(library, "__version__", "10.4.0")
+    load(backend).run(ONES)
+    (new,) = files(backend)
+    assert new != old
+
+
+def test_engines_of_other_devices_and_libraries_stay(backend, library, cuda, monkeypatch):
+    load(backend).run(ONES)
+    cuda.capability = (8, 6)
+    monkeypatch.setattr(library, "__version__", "10.4.0")
+    load(backend).run(ONES)
+    rtx = FakeTensorRt(cuda, "1.7.1.116", rtx=True)
+    install(monkeypatch, rtx, cuda)
+    load(backend).run(ONES)
+    assert len(files(backend)) == 3
 
 
 def test_a_graph_with_other_edges_is_refused(backend):
@@ -498,6 +719,15 @@ def test_fixed_shapes_need_no_profile(backend, library):
     assert library.told[0]["profiles"] == []
 
 
+def test_a_scalar_stays_one(backend):
+    """An array of no axes may not get one on the way."""
+    source, scalar = Port("x", "float32", ("batch", 4)), Port("s", "float32", ())
+    data = graph([helper.make_node("Mul", ["x", "s"], ["y"])], (source, scalar))
+    fed = {"x": np.ones((2, 4), np.float32), "s": np.array(3, np.float32)}
+    found = load(backend, data, entry((source, scalar))).run(fed)
+    assert np.array_equal(found["y"], 3 * fed["x"])
+
+
 def test_threads_share_an_engine(backend, library, cuda):
     session = load(backend)
     session.run(ONES)
@@ -510,7 +740,7 @@ def test_threads_share_an_engine(backend, library, cuda):
         assert all(pool.map(run, range(200)))
     assert len(library.told) == 1
     assert 1 <= len(cuda.streams) <= 4
-    session._engines[0].shrink()
+    session._shelf.loaded[0].shrink()
     assert (cuda.held, cuda.streams) == ({}, {})
 
 

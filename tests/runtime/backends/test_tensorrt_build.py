@@ -1,16 +1,28 @@
 """TensorRT build: what it says of weights, progress and refusals; spans and command-line shapes."""
 
+import dataclasses
+import threading
+from collections import deque
+
 import numpy as np
 import pytest
 from onnx import helper
 
 import tiny_bundle
-from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt
+from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status
 from jscc.runtime.backends.tensorrt_build import Plan, build_engine
-from jscc.runtime.backends.tensorrt_library import FULL, RTX, Library, is_out_of_memory
+from jscc.runtime.backends.tensorrt_cuda import call
+from jscc.runtime.backends.tensorrt_library import (
+    FULL,
+    RTX,
+    Library,
+    Lines,
+    is_out_of_memory,
+    make_monitor,
+)
 from jscc.runtime.engines.progress import Announcer, left
 from jscc.runtime.engines.spans import Span, parse_shapes, stage_spans, usual_images
-from jscc.runtime.errors import BundleError, UsageError
+from jscc.runtime.errors import BundleError, StorageError, UnavailableError, UsageError
 from jscc.runtime.ports import Port
 
 
@@ -40,6 +52,23 @@ def test_weights_that_lie_outside_reach_the_library(library, shared_bundles, tmp
     assert data in bytes(built.data)
     assert [path.name for path in tmp_path.iterdir()] == ["denoise.onnx.data"]
     assert built.layers == 3
+
+
+def test_weights_that_find_no_room_are_one_line(shared_bundles, tmp_path):
+    """The parser before 10.13 reads files, below the cache where there is one."""
+    plan = plan_of(shared_bundles["diffusion"], "denoise")
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    built = build_engine(next(libraries()), dataclasses.replace(plan, scratch=tmp_path))
+    assert built.data.nbytes > 0
+    assert list(tmp_path.iterdir()) == [file]
+    with pytest.raises(StorageError) as caught:
+        build_engine(next(libraries()), dataclasses.replace(plan, scratch=file))
+    size = sum(data.nbytes for data in plan.external.values())
+    assert str(caught.value) == (
+        f"stage 'denoise': got 'Not a directory', expected room for {size} bytes of weights in "
+        f"'{file}'. Free some space. [E_DISK_FULL]"
+    )
 
 
 @pytest.mark.parametrize("library", list(libraries()), ids=lambda each: each.named)
@@ -83,6 +112,40 @@ def test_an_interrupt_stops_the_build_and_is_passed_on(shared_bundles):
         build_engine(library, plan_of(shared_bundles["codec"], "decode"), interrupt)
     assert library.log.lines[-1][1] == WORDS["cancel"]
     assert library.module.told == []
+
+
+@pytest.mark.parametrize(
+    "method", [("phase_start", "b", None, 2), ("step_complete", "a", 1), ("phase_finish", "a")]
+)
+def test_a_monitor_is_called_from_one_thread_after_the_other(method):
+    """The library calls from several; what one does has to wait until another is done."""
+    others, waiting = [], []
+
+    def tell(share):
+        if not others:
+            name, *given = method
+            others.append(threading.Thread(target=getattr(monitor, name), args=given))
+            others[0].start()
+            others[0].join(0.05)
+            waiting.append(others[0].is_alive())
+
+    monitor = make_monitor(next(libraries()).module, tell)
+    monitor.phase_start("a", None, 2)
+    assert monitor.step_complete("a", 0)
+    others[0].join()
+    assert waiting == [True]
+
+
+def test_a_line_that_comes_while_others_are_read_is_no_fault():
+    kept = deque()
+
+    class Busy(int):
+        def __gt__(self, other):
+            kept.append((9, "late"))
+            return int(self) > int(other)
+
+    kept.extend([(Busy(1), "one"), (Busy(2), "two")])
+    assert Lines(kept, 0).new == ("one", "two")
 
 
 def test_only_complaints_of_the_time_are_heard():
@@ -170,6 +233,53 @@ def test_the_usual_images_are_the_self_test_s_and_a_tile_s(shared_bundles):
     assert tile == parse_shapes("16x16-32x32")[0]
     (span,) = usual_images(shared_bundles["diffusion"].manifest)
     assert span == tile
+
+
+def test_the_usual_images_are_no_larger_than_the_bundle_takes(shared_bundles):
+    """Tiles are of 32, but of 600 pixels 24x24 is the largest square in multiples of 8."""
+    manifest = shared_bundles["diffusion"].manifest
+    small = dataclasses.replace(manifest.image, max_pixels=600)
+    manifest = dataclasses.replace(manifest, image=small)
+    (span,) = usual_images(manifest)
+    assert span == parse_shapes("12x12-24x24")[0]
+    for entry in manifest.stages.values():
+        assert stage_spans((span,), entry, manifest)
+
+
+def test_images_larger_than_the_bundle_takes_are_refused_by_the_option(shared_bundles):
+    manifest = shared_bundles["codec"].manifest
+    message = "^--shapes: got 30000x20000, expected at most [0-9]+ pixels after padding. Write "
+    with pytest.raises(UsageError, match=message) as caught:
+        stage_spans(parse_shapes("30000x20000"), manifest.stages["decode"], manifest)
+    assert caught.value.code == "E_SHAPES"
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        (0, "expected a CUDA device and its driver. Install NVIDIA's driver, or"),
+        (13020, "expected a CUDA device and its driver. Install NVIDIA's driver, or"),
+        (12040, "from a driver for CUDA 12, expected one for CUDA 13, as cuda-bindings has it"),
+    ],
+)
+def test_bindings_newer_than_the_driver_are_told_from_no_driver(driver, words):
+    cuda = FakeCuda(status=Status.cudaErrorInsufficientDriver)
+    cuda.driver = driver
+    with pytest.raises(UnavailableError, match="^cudaGetDeviceCount: got cudaErrorI") as caught:
+        call(cuda, "cudaGetDeviceCount")
+    assert words in str(caught.value)
+    assert ("pip install 'cuda-bindings==12.*'" in str(caught.value)) == (driver == 12040)
+
+
+def test_bytes_are_those_of_an_allocation():
+    cuda = FakeCuda(memory=0)
+    with pytest.raises(UnavailableError, match="^cudaMalloc: got cudaErrorMem.* for 77 bytes, "):
+        call(cuda, "cudaMalloc", 77)
+    cuda.status = Status.cudaErrorMemoryAllocation
+    message = "^cudaStreamCreateWithFlags: got cudaErrorMemoryAllocation, expected enough memory"
+    with pytest.raises(UnavailableError, match=message) as caught:
+        call(cuda, "cudaStreamCreateWithFlags", 1)
+    assert caught.value.code == "E_MEMORY"
 
 
 def test_progress_is_said_every_few_seconds_with_what_is_left():

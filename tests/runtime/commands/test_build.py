@@ -117,11 +117,59 @@ def test_on_a_device(jscc, full, codec, monkeypatch, tmp_path):
     assert full.told[0]["target"] is None
 
 
-def test_one_stage_and_tf32(jscc, library, codec, out):
-    options = ("--ahead", "sm_120", "--stage", "decode", "--precision", "tf32", "-o", out)
+def test_one_stage_in_the_bundle_s_own_precision(jscc, library, codec, out):
+    options = ("--ahead", "sm_120", "--stage", "decode", "--precision", "fp32", "-o", out)
     ran = jscc("build", codec, *options, "--json")
     assert [row["stage"] for row in ran.json["engines"]] == ["decode"]
-    assert [told["tf32"] for told in library.told] == [True]
+    assert [told["tf32"] for told in library.told] == [False]
+
+
+def test_where_engines_of_another_folder_belong_is_said(jscc, library, codec, out):
+    ran = jscc("build", codec, "--ahead", "sm_89", "-o", out)
+    assert ran.out.endswith(
+        f"in {out}\nReceivers look for them in ~/.cache/jscc/engines of their user: copy them "
+        "there on the device, into a folder of mode 0700.\n"
+    )
+
+
+def test_after_a_crash_only_force_builds_again(jscc, library, codec, shared_bundles, out):
+    """Until then the CPU receives; the engine that crashed goes even if it is for other sizes."""
+    arguments = ("build", codec, "--ahead", "sm_89", "--stage", "decode", "-o", out)
+    assert jscc(*arguments, "--shapes", "8x8").status == 0
+    (crashed,) = out.iterdir()
+    crashed.with_name(f"{crashed.name}.crashed").write_text("4711 0123")
+    ran = jscc(*arguments)
+    assert ran.status == 65
+    assert "got process 4711 ended by loading it, expected one that loads." in ran.err
+    assert "[E_ENGINE_CRASH]" in ran.err
+    assert len(library.told) == 1
+    assert jscc(*arguments, "--force").status == 0
+    (new,) = out.iterdir()
+    assert new.name != crashed.name
+    receiver = Receiver(shared_bundles["codec"], backend=TensorRtBackend(folder=out))
+    symbols = np.exp(1j * np.arange(96).reshape(2, 6, 8)).astype(np.complex64)
+    _, record = receiver.receive(symbols, Csi(7.0), seed=0)
+    assert (record.providers, record.fallbacks) == ({"decode": "cuda"}, ())
+
+
+def test_force_on_the_same_sizes_leaves_the_new_engine(jscc, library, codec, out):
+    arguments = ("build", codec, "--ahead", "sm_89", "--stage", "decode", "-o", out)
+    jscc(*arguments)
+    (path,) = out.iterdir()
+    path.with_name(f"{path.name}.crashed").write_text("4711 0123")
+    assert jscc(*arguments, "--force").status == 0
+    assert list(out.iterdir()) == [path]
+    assert jscc(*arguments).status == 0
+
+
+def test_a_force_that_builds_nothing_forgives_nothing(jscc, library, codec, out):
+    arguments = ("build", codec, "--ahead", "sm_89", "--stage", "decode", "-o", out)
+    jscc(*arguments)
+    (path,) = out.iterdir()
+    path.with_name(f"{path.name}.crashed").write_text("4711 0123")
+    library.faults["build"] = [WORDS["compiler"]]
+    assert jscc(*arguments, "--force").status == 69
+    assert "E_ENGINE_CRASH" in jscc(*arguments).err
 
 
 def test_progress_and_an_estimate_go_to_stderr(jscc, library, codec, out):
@@ -164,6 +212,14 @@ def test_a_build_that_fails_is_69(jscc, library, codec, out, words, code):
         (
             ("--ahead", "sm_89", "--precision", "fp16"),
             "--precision: got 'fp16' for a bundle of fp3",
+        ),
+        (
+            ("--ahead", "sm_89", "--precision", "tf32"),
+            "--precision: got 'tf32' for a bundle of fp32, expected fp32, since engines keep",
+        ),
+        (
+            ("--ahead", "sm_89", "--shapes", "99999x99999"),
+            "--shapes: got 99999x99999, expected at most ",
         ),
         (("--ahead", "sm_89", "--stage", "denoise"), "--stage: got 'denoise', expected some of "),
         (("--ahead", "sm_89", "--shapes", "big"), "--shapes: got 'big', expected "),
@@ -274,6 +330,14 @@ def test_doctor_says_that_the_driver_is_missing(jscc, library, cuda, monkeypatch
     check = checks(jscc("doctor", "--json"))["CUDA device"]
     assert check["found"] == "cudaGetDeviceCount: got cudaErrorInsufficientDriver"
     assert check["remedy"] == "Install NVIDIA's driver, or receive on the CPU."
+
+
+def test_doctor_names_bindings_that_fit_the_driver(jscc, library, cuda, monkeypatch):
+    monkeypatch.setattr("jscc.runtime.machine._NVIDIA", ("/",))
+    cuda.status, cuda.driver = Status.cudaErrorInsufficientDriver, 12080
+    check = checks(jscc("doctor", "--json"))["CUDA device"]
+    assert check["found"].endswith("got cudaErrorInsufficientDriver from a driver for CUDA 12")
+    assert check["remedy"] == "Run: pip install 'cuda-bindings==12.*'"
 
 
 def test_doctor_without_an_nvidia_device_asks_for_nothing_of_it(jscc, monkeypatch):

@@ -174,3 +174,12 @@ def test_a_failure_is_named_and_leaves_no_memory_behind(kernels, cuda, function,
     assert caught.value.code == code
     assert cuda.driver.blocks == {}
     same(kernels.to_uint8(image, "nearest"), to_uint8(image, "nearest"))
+
+
+def test_memory_that_is_not_taken_back_does_not_keep_the_rest(kernels, cuda):
+    """Nor the result, which is there."""
+    image = np.zeros((3, 4, 4), np.float32)
+    cuda.driver.failures["cuMemFree"] = Status.CUDA_ERROR_INVALID_VALUE
+    same(kernels.to_uint8(image, "nearest"), to_uint8(image, "nearest"))
+    assert cuda.driver.failures == {}
+    assert cuda.driver.blocks == {}

@@ -1,0 +1,195 @@
+"""TensorRT engine: one engine on a device, and the runs of it that go on at a time.
+
+NOTE: never executed on a device; see `jscc.runtime.backends.tensorrt_library`.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jscc.runtime.backends.tensorrt_build import dtype_of
+from jscc.runtime.backends.tensorrt_cuda import Buffers, Device
+from jscc.runtime.backends.tensorrt_library import Library
+from jscc.runtime.engines.spans import Span
+from jscc.runtime.errors import UnavailableError
+from jscc.runtime.manifest import StageEntry
+from jscc.runtime.ports import Array, describe
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an engine runs in and on."""
+
+    library: Library
+    device: Device
+
+
+class EngineError(Exception):
+    """An engine that the library does not load, or not for these ports.
+
+    Args:
+        got: The library's words.
+        memory: Whether memory ran out, which is not the engine's fault.
+    """
+
+    def __init__(self, got: str, *, memory: bool = False) -> None:
+        super().__init__(got)
+        self.memory = memory
+
+
+class RunError(Exception):
+    """A run that came to nothing."""
+
+    def __init__(self, got: str, *, memory: bool = False) -> None:
+        super().__init__(got)
+        self.memory = memory
+
+
+@dataclass
+class Lane:
+    """One run at a time: a context of an engine, on a stream and with buffers of its own."""
+
+    place: Place
+    context: Any
+    stream: Any
+    buffers: Buffers
+
+    def run(
+        self, arrays: Mapping[str, Array], results: Mapping[str, Array], hosted: frozenset[str]
+    ) -> None:
+        """Fill `results` from `arrays`; those in `hosted` are read on the host."""
+        device, context = self.place.device, self.context
+        lines = self.place.library.listen()
+        for name, array in arrays.items():
+            if not context.set_input_shape(name, array.shape):
+                raise RunError(f"{name} {describe(array)}, {lines.words}", memory=lines.memory)
+            address = array.ctypes.data
+            if name not in hosted:
+                address = self.buffers.at_least(name, array.nbytes)
+                device.upload(address, array, self.stream)
+            context.set_tensor_address(name, address)
+        for name, result in results.items():
+            shape = tuple(context.get_tensor_shape(name))
+            if shape != result.shape:
+                raise RunError(f"{name} of shape {list(shape)}, not {list(result.shape)}")
+            context.set_tensor_address(name, self.buffers.at_least(name, result.nbytes))
+        if not context.execute_async_v3(int(self.stream)):
+            raise RunError(lines.words, memory=lines.memory)
+        for name, result in results.items():
+            device.download(result, self.buffers.at_least(name, 0), self.stream)
+        device.wait(self.stream)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.buffers.close()
+        self.place.device.destroy(self.stream)
+        self.context = None
+
+
+@dataclass
+class Engine:
+    """An engine on the device; threads share its weights, each with a lane of its own.
+
+    Attributes:
+        place: Where it is.
+        loaded: The library's engine.
+        spans: Sizes of its profiles, in their order; empty where all shapes are fixed.
+        hosted: Inputs whose numbers are sizes, which the library reads on the host.
+    """
+
+    place: Place
+    loaded: Any
+    spans: tuple[Span, ...]
+    hosted: frozenset[str]
+    _idle: dict[int, list[Lane]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _closed: bool = False
+
+    def profiles(self) -> tuple[tuple[int, Span], ...]:
+        """Number and span of each profile."""
+        return tuple(enumerate(self.spans or (Span(),)))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Its tensors; inputs that nothing uses are none of them."""
+        count = self.loaded.num_io_tensors
+        return frozenset(self.loaded.get_tensor_name(index) for index in range(count))
+
+    def run(self, profile: int, arrays: Mapping[str, Array], results: Mapping[str, Array]) -> None:
+        """Run one of its profiles; see `Lane.run`."""
+        with self._lock:
+            idle = self._idle.get(profile)
+            lane = idle.pop() if idle else None
+        lane = lane or self._open(profile)
+        try:
+            lane.run(arrays, results, self.hosted)
+        except BaseException:
+            lane.close()  # what it holds may be what there is too little of
+            raise
+        with self._lock:
+            if not self._closed:
+                self._idle.setdefault(profile, []).append(lane)
+                return
+        lane.close()
+
+    def shrink(self) -> None:
+        """Give back what no run is using."""
+        with self._lock:
+            idle = [lane for lanes in self._idle.values() for lane in lanes]
+            self._idle.clear()
+        for lane in idle:
+            lane.close()
+
+    def close(self) -> None:
+        """Give back what no run is using now, and the rest when its run ends."""
+        with self._lock:
+            self._closed = True
+        self.shrink()
+
+    def _open(self, profile: int) -> Lane:
+        device = self.place.device
+        stream = device.stream()
+        lines = self.place.library.listen()
+        context = self.place.library.make_context(self.loaded)
+        ready = context is not None and (
+            not self.spans or context.set_optimization_profile_async(profile, int(stream))
+        )
+        if not ready:
+            device.destroy(stream)
+            raise RunError(lines.words, memory=lines.memory or context is None)
+        return Lane(self.place, context, stream, Buffers(device))
+
+
+def load_engine(
+    place: Place, plan: memoryview, spans: tuple[Span, ...], entry: StageEntry
+) -> Engine:
+    """An engine from its bytes.
+
+    Raises:
+        EngineError: The library refuses it, or its tensors are not those of the ports.
+        UnavailableError: ``E_CUDA``, the library does not start.
+    """
+    library = place.library
+    lines = library.listen()
+    runtime = library.start("Runtime")
+    if runtime is None and not lines.memory:
+        raise UnavailableError(
+            "E_CUDA",
+            f"{library.named}: got {lines.words}, expected it to start on {place.device.name}. "
+            "Install NVIDIA's driver that it needs, or receive on the CPU.",
+        )
+    loaded = None if runtime is None else runtime.deserialize_cuda_engine(plan)
+    if loaded is None:
+        raise EngineError(lines.words, memory=lines.memory)
+    hosted = frozenset(
+        port.name for port in entry.inputs if library.is_shape_input(loaded, port.name)
+    )
+    engine = Engine(place, loaded, spans, hosted)
+    names = engine.names
+    for port in (*entry.inputs, *entry.outputs):
+        if port.name in names and loaded.get_tensor_dtype(port.name) != dtype_of(library, port):
+            raise EngineError(f"another dtype of {port.name!r}")
+    if not {port.name for port in entry.outputs} <= names:
+        raise EngineError(f"the tensors {', '.join(sorted(names))}")
+    return engine
