@@ -97,6 +97,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     result: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result
 
+
 def table_of(result: Mapping[str, Any], where: str) -> Table:
     """The function that makes a table of this kind of result."""
     kind = str(result.get("kind"))
