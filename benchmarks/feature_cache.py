@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jscc.benchmarks.report import markdown_table, provenance, write_result
+from jscc.benchmarks.feature_cache_table import table
+from jscc.benchmarks.report import provenance, write_result
 from jscc.benchmarks.torch_backend import TorchBackend, TorchSession
 from jscc.calibration.collect import Grid, receive, send_all
 from jscc.calibration.images import describe_images, find_images, read_image
@@ -280,19 +281,3 @@ def _row(
         "psnr_db": statistics.fmean(psnr for psnr, _ in figures),
         "lpips": statistics.fmean(distance for _, distance in figures),
     }
-
-
-def table(document: Mapping[str, Any]) -> str:
-    """The settings as a Markdown table."""
-    rows = [
-        (
-            str(row["steps"]),
-            str(row["every"]) if row["every"] > 1 else "–",
-            f"{row['cost']:.1f}",
-            f"{row['psnr_db']:.2f}",
-            f"{row['lpips']:.4f}",
-        )
-        for row in document["rows"]
-    ]
-    header = ("steps", "one whole of", "cost, whole steps", "PSNR, dB", "LPIPS")
-    return markdown_table(header, rows)

@@ -46,6 +46,10 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "peers": ("Peers", "One denoise step in turns with other engines, in one run."),
     "guided": ("Guided steps", "Steps with a gradient through the network against the plain one."),
+    "feature-cache": (
+        "Feature cache",
+        "Inner features kept between steps, against fewer steps that are all whole.",
+    ),
     "export": ("Exports", "What it takes to export published networks at their real size."),
 }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -44,7 +44,7 @@ LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}  # by the na
 TABLES = {
     "digital": "jscc.benchmarks.digital.tables",
     "export": "jscc.benchmarks.exports",
-    "feature-cache": "jscc.benchmarks.feature_cache",
+    "feature-cache": "jscc.benchmarks.feature_cache_table",
     "guided": "jscc.benchmarks.guided",
     "latency": "jscc.benchmarks.latency",
     "offline": "jscc.benchmarks.offline",

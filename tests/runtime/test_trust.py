@@ -164,7 +164,7 @@ def test_a_file_unlike_its_entry_is_refused(tmp_path):
 def test_an_unreadable_disk_is_no_bundle_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"abcd")
 
-    def fail(file, chunk):
+    def fail(descriptor, chunk, offset):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(trust, "_fill", fail)
