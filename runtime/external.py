@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from jscc.runtime.errors import BundleError
 from jscc.runtime.trust import BUNDLE, Bytes, hash_error, hash_file, read_file, reading, size_of
@@ -33,6 +34,23 @@ Identity = tuple[int, int, int, int, int]
 
 class FileChangedError(BundleError):
     """A weight file was touched while an engine read it: what it loaded is not to be used."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Memory that shows a file.
+
+    Attributes:
+        start: Address.
+        length: In bytes.
+        offset: Of its first byte in the file.
+        inode: Of the file.
+    """
+
+    start: int
+    length: int
+    offset: int
+    inode: int
 
 
 class Descriptor:
@@ -96,11 +114,18 @@ class LargeFile:
         Raises:
             FileChangedError: ``E_HASH``: it was touched in between, or cannot be let go of.
         """
-        regions = list(_mapped(self.name.rpartition("/")[2], self._identity[1]))
-        for start, end, offset in regions:
-            _copy_over(self._file.number, start, end - start, offset)
+        for region in self.mapped():
+            if region.inode == self._identity[1]:
+                try:
+                    _copy_over(self._file.number, region)
+                except (OSError, MemoryError) as error:
+                    raise _changed(self.name, f"{error} where it was to be copied") from error
         if self._named() != self._identity or self._now() != self._identity:
-            raise FileChangedError(*_explained(self.name, "a file that was touched meanwhile"))
+            raise _changed(self.name, "a file that was touched meanwhile")
+
+    def mapped(self) -> tuple[Region, ...]:
+        """What this process has mapped of files of this name."""
+        return tuple(_mapped(self.name.rpartition("/")[2]))
 
     def _verified(self) -> Identity:
         number = self._file.number
@@ -170,28 +195,31 @@ class External(Mapping[str, memoryview]):
         here = [f"{_DESCRIPTORS}/{number}" for number in folders]
         usable = len(here) == 1 and not set(self._kept) - set(self._large)
         usable = usable and os.path.isdir(here[0]) and os.path.exists(_MAPS)
+        if not usable or not all(file.in_place() for file in self._large.values()):
+            yield None
+            return
         with _LOADING:
-            if not usable or not all(file.in_place() for file in self._large.values()):
-                yield None
-                return
+            before = {file: set(file.mapped()) for file in self._large.values()}
             yield here[0]
-            for file in self._large.values():
+            for file, others in before.items():
                 file.settle()
+                # Some file systems have other numbers for a file here than elsewhere.
+                if set(file.mapped()) - others:
+                    raise _changed(file.name, "a file that stays mapped")
 
 
-def _mapped(leaf: str, inode: int) -> Iterator[tuple[int, int, int]]:
-    """First and last address, and offset in the file, of what this process has mapped of it."""
+def _mapped(leaf: str) -> Iterator[Region]:
     with open(_MAPS, encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             found = _MAP.match(line)
-            if found is None or int(found[4]) != inode:
-                continue
-            if os.path.basename(found[5]).removesuffix(" (deleted)") == leaf:
-                yield int(found[1], 16), int(found[2], 16), int(found[3], 16)
+            if found and os.path.basename(found[5]).removesuffix(" (deleted)") == leaf:
+                start, end, offset = (int(found[group], 16) for group in (1, 2, 3))
+                yield Region(start, end - start, offset, int(found[4]))
 
 
-def _copy_over(descriptor: int, address: int, length: int, offset: int) -> None:
+def _copy_over(descriptor: int, region: Region) -> None:
     """Let private memory with the same bytes take the place of a mapping of the file, at once."""
+    length = region.length
     library = ctypes.CDLL(None, use_errno=True)
     library.mmap.restype = library.mremap.restype = ctypes.c_void_p
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -206,19 +234,19 @@ def _copy_over(descriptor: int, address: int, length: int, offset: int) -> None:
     view = memoryview(buffer).cast("B")
     done = 0
     while done < length:
-        count = os.preadv(descriptor, [view[done:]], offset + done)
+        count = os.preadv(descriptor, [view[done:]], region.offset + done)
         if not count:
             break  # the last page ends behind the file
         done += count
     view.release()
     library.mprotect(copy, length, mmap.PROT_READ)
-    if library.mremap(copy, length, length, _MOVE_OVER, address) != address:
-        raise OSError(ctypes.get_errno(), "mremap")
+    if library.mremap(copy, length, length, _MOVE_OVER, region.start) != region.start:
+        raise OSError(ctypes.get_errno(), "no mremap")
 
 
-def _explained(name: str, got: str) -> tuple[str, str]:
+def _changed(name: str, got: str) -> FileChangedError:
     error = hash_error(name, got, "the one that was verified")
-    return error.code, error.message
+    return FileChangedError(error.code, error.message)
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -164,13 +164,7 @@ class Graph:
         if node.op == ("", "Concat"):
             return tuple(size for part in known for size in part)
         if node.op == ("", "Slice") and len(known) in (3, 4) and known[3:] in ([], [(0,)]):
-            begin, end = known[1], known[2]
-            if (
-                len(begin) == len(end) == 1
-                and isinstance(begin[0], int)
-                and isinstance(end[0], int)
-            ):
-                return known[0][begin[0] : end[0]]
+            return _sliced(known[0], known[1], known[2])
         return None
 
     def bytes_with(

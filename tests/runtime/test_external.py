@@ -6,6 +6,7 @@ import os
 import shutil
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -195,10 +196,39 @@ def test_a_running_engine_has_let_go_of_the_file(tmp_path):
 def test_without_that_the_engine_would_hold_it(tmp_path, monkeypatch):
     """What the test above is for: the library itself leaves this file mapped."""
     monkeypatch.setattr(LargeFile, "settle", lambda self: None)
+    monkeypatch.setattr(LargeFile, "mapped", lambda self: ())
     graph, files, data, _ = lasting(tmp_path)
     session = session_builder("add", graph, files, provider="cpu", threads=1)()
     assert mapped(data.name)
     del session
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no names for open folders")
+@pytest.mark.parametrize("fault", ["cannot be copied", "has another number"])
+def test_what_cannot_be_let_go_of_is_loaded_from_bytes(tmp_path, monkeypatch, fault):
+    def refuse(descriptor, region):
+        raise OSError(1, "not here")
+
+    if fault == "cannot be copied":
+        monkeypatch.setattr(external, "_copy_over", refuse)
+    else:  # as on file systems that lie over others
+        real = external._mapped
+        monkeypatch.setattr(
+            external, "_mapped", lambda leaf: [replace(each, inode=1) for each in real(leaf)]
+        )
+    graph, files, data, bias = lasting(tmp_path)
+    session = session_builder("add", graph, files, provider="cpu", threads=1)()
+    assert not mapped(data.name)
+    data.write_bytes(bytes(10))
+    zeros = np.zeros(len(bias), np.float32)
+    np.testing.assert_array_equal(session.run(None, {"x": zeros})[0], bias)
+
+
+def test_graphs_without_large_files_do_not_wait_for_others(opened):
+    with opened.external("denoise").folder():
+        assert external._LOADING.locked()
+        with opened.external("decode").folder() as folder:
+            assert folder is None
 
 
 def test_many_read_one_file(opened):
