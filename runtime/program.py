@@ -102,9 +102,9 @@ class Program:
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """What was asked of the backend and not done."""
+        """What was asked of the backend and not done; once what goes for several stages."""
         texts = [text for stage in self.stages.values() for text in stage.session.fallbacks]
-        return tuple(texts)
+        return tuple(dict.fromkeys(texts))
 
     @property
     def providers(self) -> dict[str, str]:

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from jscc.runtime.backends.base import Session
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from jscc.runtime.backends.tensorrt_build import Plan
-from jscc.runtime.backends.tensorrt_cuda import open_device
-from jscc.runtime.backends.tensorrt_engine import Place
-from jscc.runtime.backends.tensorrt_library import FULL, load_library
-from jscc.runtime.backends.tensorrt_session import TensorRtSession
-from jscc.runtime.backends.tensorrt_supply import Supply, Tell
-from jscc.runtime.engines.cache import EngineCache, EngineKey, hash_graph
 from jscc.runtime.errors import JsccError, UnavailableError, UsageError
 from jscc.runtime.manifest import StageEntry
+from jscc.runtime.tensorrt.build import Plan
+from jscc.runtime.tensorrt.cache import EngineCache, EngineKey, hash_graph
+from jscc.runtime.tensorrt.cuda import open_device
+from jscc.runtime.tensorrt.engine import Place
+from jscc.runtime.tensorrt.library import FULL, load_library
+from jscc.runtime.tensorrt.session import TensorRtSession
+from jscc.runtime.tensorrt.supply import Supply, Tell
 
 
 def usual_folder() -> Path:
@@ -42,7 +42,7 @@ def find_place() -> Place:
 
 
 def target_of(place: Place) -> str:
-    """What an engine for this device is called in its key; see `tensorrt_library`."""
+    """What an engine for this device is called in its key; see `jscc.runtime.tensorrt.library`."""
     device = place.device
     return f"{device.target} {device.name}" if place.library.name == FULL else device.target
 
@@ -91,18 +91,22 @@ class TensorRtBackend:
     ) -> Session:
         """Load one stage; see `jscc.runtime.backends.base.Backend`."""
 
-        def spare() -> Session:
-            return self.fallback().load(stage, entry, graph, external)
+        def spare(note: str = "") -> Session:
+            session = self.fallback().load(stage, entry, graph, external)
+            if note:
+                session.fallbacks = (*session.fallbacks, note)
+            return session
 
         try:
             place = find_place()
+        except JsccError as error:  # goes for all stages alike
+            return spare(f"the CPU takes TensorRT's place: {error}")
+        try:
             cache = EngineCache(self.folder)
             digest = hash_graph(graph, external)
             key = EngineKey(digest, place.library.named, target_of(place), self.tf32)
             cache.check_survived(key)
         except JsccError as error:
-            session = self.fallback().load(stage, entry, graph, external)
-            session.fallbacks = (*session.fallbacks, f"stage {stage!r} runs on the CPU: {error}")
-            return session
+            return spare(f"stage {stage!r} runs on the CPU: {error}")
         plan = Plan(stage, entry, graph, external, (), tf32=self.tf32)
         return TensorRtSession(entry, Supply(place, plan, cache, key, self.tell), spare)

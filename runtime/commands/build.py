@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from jscc.runtime.backends.tensorrt import find_place, target_of, usual_folder
-from jscc.runtime.backends.tensorrt_build import Plan, build_engine
-from jscc.runtime.backends.tensorrt_library import RTX, Library, load_library
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, display, make_parser
-from jscc.runtime.engines.cache import EngineCache, EngineKey, hash_graph, make_folder
-from jscc.runtime.engines.progress import Announcer, left
-from jscc.runtime.engines.spans import Span, parse_shapes, stage_spans, usual_images
 from jscc.runtime.errors import JsccError, UsageError
+from jscc.runtime.private_folder import make_private
+from jscc.runtime.tensorrt.build import Plan, build_engine
+from jscc.runtime.tensorrt.cache import ENGINE, EngineCache, EngineKey, hash_graph
+from jscc.runtime.tensorrt.library import RTX, Library, load_library
+from jscc.runtime.tensorrt.progress import Announcer, left
+from jscc.runtime.tensorrt.spans import Span, parse_shapes, stage_spans, usual_images
 from jscc.runtime.terminal import notice, say, say_json, table
 
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     _check_precision(options.precision, bundle.manifest.precision)
     library, targets = _targets(options.ahead)
     folder = options.output or usual_folder()
-    make_folder(folder)
+    make_private(folder, ENGINE)
     jobs = list(_jobs(bundle, options, library, targets))
     rows = list(_build_all(jobs, library, EngineCache(folder), force=options.force))
     if options.json:

@@ -146,7 +146,7 @@ def _tensorrt(machine: Machine) -> list[Check]:
     """What `--engine tensorrt` and `jscc build` need: a library, and a device."""
     checks = []
     try:
-        library = importlib.import_module("jscc.runtime.backends.tensorrt_library").load_library()
+        library = importlib.import_module("jscc.runtime.tensorrt.library").load_library()
         targets = ", ".join(library.targets())
         found = f"{library.named}, builds ahead for {targets}" if targets else library.named
         checks.append(Check("tensorrt", OK, found))
@@ -157,7 +157,7 @@ def _tensorrt(machine: Machine) -> list[Check]:
     except ModuleNotFoundError as error:
         checks.append(Check("tensorrt", ABSENT, f"module {error.name!r} is missing", "see above"))
     try:
-        device = importlib.import_module("jscc.runtime.backends.tensorrt_cuda").open_device()
+        device = importlib.import_module("jscc.runtime.tensorrt.cuda").open_device()
         checks.append(Check("CUDA device", OK, f"{device.name}, {device.target}"))
     except JsccError as error:
         lack = _remedy(error) if machine.nvidia or error.code != "E_MODULE" else ""

@@ -98,7 +98,7 @@ def side_file(text: str) -> tuple[str, Path]:
     """``NAME=FILE``."""
     name, _, path = text.partition("=")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not path:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FILE such as mask=mask.png")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=FILE such as mask=mask.png")
     return name, Path(path)
 
 

@@ -18,7 +18,7 @@ def decibels(text: str) -> float:
     """A finite number of dB."""
     value = _number(text)
     if abs(value) > 1000:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected -1000 to 1000 dB")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected -1000 to 1000 dB")
     return value
 
 
@@ -26,10 +26,10 @@ def gain(text: str) -> complex:
     """``RE,IM`` as a complex number that is not zero."""
     parts = text.split(",")
     if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected RE,IM such as 0.6,-0.8")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected RE,IM such as 0.6,-0.8")
     value = complex(_number(parts[0]), _number(parts[1]))
     if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a gain other than 0")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a gain other than 0")
     return value
 
 
@@ -38,21 +38,23 @@ def image_size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
     size = (int(found[1]), int(found[2])) if found else (0, 0)
     if 0 in size:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH such as 512x768")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected HEIGHTxWIDTH such as 512x768")
     return size
 
 
 def positive(text: str) -> int:
     """A whole number from 1 to 100 000."""
     if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to 100000")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1 to 100000")
     return int(text)
 
 
 def seed(text: str) -> int:
     """A seed or frame number, from 0 to 2^63 - 1."""
     if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_SEED:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to {MAX_SEED}")
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a whole number from 0 to {MAX_SEED}"
+        )
     return int(text)
 
 
@@ -60,7 +62,7 @@ def number(text: str) -> float:
     """A finite number from 0 up."""
     value = _number(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or more")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 or more")
     return value
 
 
@@ -68,7 +70,7 @@ def level(text: str) -> float:
     """A share of the noise schedule, above 0 and at most 1."""
     value = _number(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected more than 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected more than 0 and at most 1")
     return value
 
 
@@ -76,7 +78,7 @@ def travel(text: str) -> tuple[int, int]:
     """``L,R``: steps of a stretch, and how often each is run."""
     found = re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4})", text)
     if not found or 0 in (int(found[1]), int(found[2])):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected L,R such as 10,3")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected L,R such as 10,3")
     return int(found[1]), int(found[2])
 
 
@@ -84,7 +86,7 @@ def setting(text: str) -> tuple[str, float]:
     """``NAME=VALUE`` with a finite number."""
     name, _, value = text.partition("=")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE such as eta=0.85")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=VALUE such as eta=0.85")
     return name, _number(value)
 
 
@@ -206,9 +208,9 @@ def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number") from None
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number") from None
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a finite number")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a finite number")
     return value
 
 

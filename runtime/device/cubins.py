@@ -8,18 +8,17 @@ folder, costs a compilation and a word, nothing else: the folder may be deleted 
 import hashlib
 import json
 import os
-import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from jscc.runtime.errors import DataError, JsccError
 from jscc.runtime.output_files import write_file
+from jscc.runtime.private_folder import check_owner, check_private, make_private
 from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of
 
 CUBIN: Final = Asset(DataError, "E_CUBIN", "Delete it; it is compiled again")
 LARGEST: Final = 1 << 24  # bytes of a file
-_PRIVATE = 0o700
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ class CubinCache:
             return None
         where = f"cubin {str(self._folder / key.file_name)!r}"
         with open_folder(self._folder, asset=CUBIN) as folder:
-            _check_folder(folder, self._folder)
+            check_private(folder, self._folder, CUBIN)
             with open_regular(key.file_name, asset=CUBIN, folder=folder) as descriptor:
-                _check_owner(descriptor, where)
+                check_owner(descriptor, where, CUBIN)
                 size = size_of(descriptor)
                 if size > LARGEST:
                     raise CUBIN.refuse("SIZE", where, f"{size} bytes", f"at most {LARGEST}")
@@ -93,14 +92,7 @@ class CubinCache:
             DataError: ``E_CUBIN_…``: the folder is not to be trusted.
             JsccError: What writing raises.
         """
-        try:
-            self._folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-        except OSError as error:
-            raise CUBIN.refuse(
-                "FOLDER", f"folder {str(self._folder)!r}", str(error.strerror), "one to write to"
-            ) from error
-        with open_folder(self._folder, asset=CUBIN) as folder:
-            _check_folder(folder, self._folder)
+        make_private(self._folder, CUBIN)
         digest = hashlib.sha256(cubin).hexdigest().encode()
         write_file(self._folder / key.file_name, key.text + digest + b"\n" + cubin, force=True)
 
@@ -108,21 +100,6 @@ class CubinCache:
 def reason_of(error: JsccError) -> str:
     """What a record says where the cache was of no use."""
     return f"cache of kernels: {error}"
-
-
-def _check_folder(descriptor: int, path: Path) -> None:
-    """Hold the folder to this user alone: others could put code into it."""
-    where = f"folder {str(path)!r}"
-    _check_owner(descriptor, where)
-    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-    if mode & ~_PRIVATE:
-        raise CUBIN.refuse("MODE", where, f"mode {mode:04o}", f"{_PRIVATE:04o}")
-
-
-def _check_owner(descriptor: int, where: str) -> None:
-    owner = os.fstat(descriptor).st_uid
-    if owner != os.geteuid():
-        raise CUBIN.refuse("OWNER", where, f"user {owner}", f"user {os.geteuid()}, this one")
 
 
 def _content(data: bytes, key: CubinKey, where: str) -> bytes:

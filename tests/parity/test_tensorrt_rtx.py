@@ -14,15 +14,15 @@ import pytest
 import tiny_bundle
 import tiny_convolutions
 from jscc.__main__ import main
-from jscc.runtime.backends.tensorrt_build import Plan, build_engine
-from jscc.runtime.backends.tensorrt_cuda import Device, call, open_device
-from jscc.runtime.backends.tensorrt_engine import EngineError, Place, load_engine
-from jscc.runtime.backends.tensorrt_library import RTX, load_library
 from jscc.runtime.bundle import Bundle
-from jscc.runtime.engines.spans import Span, parse_shapes, stage_spans
 from jscc.runtime.errors import BundleError, UnavailableError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Port
+from jscc.runtime.tensorrt.build import Plan, build_engine
+from jscc.runtime.tensorrt.cuda import Device, call, open_device
+from jscc.runtime.tensorrt.engine import EngineError, Place, load_engine
+from jscc.runtime.tensorrt.library import RTX, load_library
+from jscc.runtime.tensorrt.spans import Span, parse_shapes, stage_spans
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,7 @@ def test_half_and_integers_are_taken(
 
     source = tiny_systems.diffjscc(tmp_path)
     (tmp_path / "images").mkdir()
-    for name, pixels in tiny_convolutions.photos(2).items():
+    for name, pixels in tiny_convolutions.photos(3).items():
         Image.fromarray(pixels).save(tmp_path / "images" / name)
     lower = tmp_path / f"{precision}.jscc"
     images = ("--images", str(tmp_path / "images"), "--snr", "4", "--steps", "1", "--threads", "1")

@@ -501,7 +501,7 @@ class _Context:
 
 def install(monkeypatch, module, cuda):
     """Let imports find the fakes, and nothing else of their kind; None for nothing at all."""
-    from jscc.runtime.backends.tensorrt_library import load_library
+    from jscc.runtime.tensorrt.library import load_library
 
     rtx = module is not None and module.rtx
     for name, fake in (

@@ -12,17 +12,18 @@ from onnx import helper
 
 import tiny_bundle
 from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status, install
-from jscc.runtime.backends import tensorrt_library
 from jscc.runtime.backends.engines import make_backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from jscc.runtime.backends.tensorrt import TensorRtBackend
-from jscc.runtime.backends.tensorrt_engine import load_engine
 from jscc.runtime.csi import Csi
-from jscc.runtime.engines.cache import MOST, EngineCache
 from jscc.runtime.errors import BundleError, DataError, StorageError, UnavailableError, UsageError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Port, resolve
+from jscc.runtime.program import load_program
 from jscc.runtime.receiver import Receiver
+from jscc.runtime.tensorrt import library as tensorrt_library
+from jscc.runtime.tensorrt.cache import MOST, EngineCache
+from jscc.runtime.tensorrt.engine import load_engine
 from tiny_bundle import model
 
 TRUTH = OnnxRuntimeBackend(threads=1)
@@ -247,7 +248,7 @@ def test_what_is_not_an_engine_s_fault_leaves_its_file(backend, library, monkeyp
             def fail(*given, **named):
                 raise error(code, "engine: got a fault, expected none.")
 
-            patch.setattr("jscc.runtime.engines.cache._checked", fail)
+            patch.setattr("jscc.runtime.tensorrt.cache._checked", fail)
         if reason == "io":
             library.faults["build"] = [WORDS["tactic"]]  # what is there is not written anew
         assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
@@ -281,7 +282,7 @@ def test_an_engine_that_crashed_the_library_is_not_loaded_again(backend, library
     (name,) = files(backend)
     script = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from jscc.runtime.engines.cache import EngineCache\n"
+        "from jscc.runtime.tensorrt.cache import EngineCache\n"
         "with EngineCache(Path(sys.argv[1])).loading(sys.argv[2]):\n    os._exit(139)\n"
     )
     command = [sys.executable, "-c", script, backend.folder, name]
@@ -309,7 +310,7 @@ def test_a_trace_lies_beside_an_engine_while_it_is_loaded(backend, monkeypatch):
         seen.append(files(backend))
         return load_engine(*given)
 
-    monkeypatch.setattr("jscc.runtime.backends.tensorrt_supply.load_engine", watched)
+    monkeypatch.setattr("jscc.runtime.tensorrt.supply.load_engine", watched)
     load(backend).run(ONES)
     backend.folder.joinpath(name).unlink()
     load(backend).run(ONES)  # one that was just built may crash the library just as well
@@ -338,7 +339,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(backend, library):
 
 def test_an_engine_of_another_user_is_not_used(backend, library, monkeypatch):
     load(backend).run(ONES)
-    monkeypatch.setattr("jscc.runtime.engines.cache.os.geteuid", lambda: 4711)
+    monkeypatch.setattr("jscc.runtime.tensorrt.cache.os.geteuid", lambda: 4711)
     (note,) = load(backend).fallbacks
     assert note.endswith(
         "expected user 4711, this one. Delete it; it is built again. [E_ENGINE_OWNER]"
@@ -360,7 +361,7 @@ def test_a_full_disk_costs_the_cache_only(backend, library, monkeypatch):
     def full(path, data, *, force):
         raise UnavailableError("E_DISK_FULL", "output: got 0 bytes free, expected room for 9.")
 
-    monkeypatch.setattr("jscc.runtime.engines.cache.write_file", full)
+    monkeypatch.setattr("jscc.runtime.tensorrt.cache.write_file", full)
     session = load(backend)
     assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
     (note,) = session.fallbacks
@@ -378,7 +379,7 @@ def test_no_cuda_is_one_line_and_the_cpu_goes_on(cuda, library, tmp_path, codec_
     assert record.backend == TRUTH.name
     assert record.providers == {"decode": "cpu"}
     assert record.fallbacks == (
-        "stage 'decode' runs on the CPU: cudaGetDeviceCount: got cudaErrorInsufficientDriver, "
+        "the CPU takes TensorRT's place: cudaGetDeviceCount: got cudaErrorInsufficientDriver, "
         "expected a CUDA device and its driver. Install NVIDIA's driver, or receive on the CPU. "
         "[E_CUDA]",
     )
@@ -400,8 +401,17 @@ def test_what_is_missing_is_named(cuda, monkeypatch, tmp_path, missing, words):
     session = load(backend)
     assert isinstance(session, OnnxRuntimeSession)
     (note,) = session.fallbacks
-    assert note.startswith(f"stage 'tiny' runs on the CPU: {words}")
+    assert note.startswith(f"the CPU takes TensorRT's place: {words}")
     assert backend.name == TRUTH.name
+
+
+def test_what_goes_for_all_stages_is_said_once(cuda, library, tmp_path, diffusion_bundle):
+    cuda.status = Status.cudaErrorInsufficientDriver
+    backend = TensorRtBackend(threads=1, folder=tmp_path / "engines")
+    program = load_program(diffusion_bundle, backend)
+    assert len(program.stages) > 1
+    (note,) = program.fallbacks
+    assert note.startswith("the CPU takes TensorRT's place: ")
 
 
 def test_a_library_that_does_not_load_is_told_from_none(monkeypatch, tmp_path, cuda):
@@ -427,7 +437,7 @@ def test_a_refused_node_leaves_the_receiver_on_the_cpu(backend, library, codec_b
 
 
 def test_an_engine_that_fails_the_self_test_is_left(backend, codec_bundle, monkeypatch):
-    from jscc.runtime.backends.tensorrt_session import TensorRtSession
+    from jscc.runtime.tensorrt.session import TensorRtSession
 
     right = TensorRtSession.run
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status, install
-from jscc.runtime.backends import tensorrt, tensorrt_library
+from jscc.runtime.backends import tensorrt
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.backends.tensorrt import TensorRtBackend
 from jscc.runtime.csi import Csi
 from jscc.runtime.receiver import Receiver
+from jscc.runtime.tensorrt import library as tensorrt_library
 
 
 @pytest.fixture
@@ -277,7 +278,7 @@ def test_without_a_device_the_cpu_receives_and_that_is_said(
     monkeypatch.setattr(tensorrt.Path, "home", lambda: tmp_path)
     ran = jscc("simulate", codec, photo, "--snr", 7, "--engine", "tensorrt", "--json")
     assert ran.status == 0, ran.err
-    assert "stage 'decode' runs on the CPU: cudaGetDeviceCount: got cudaErrorInsuff" in ran.err
+    assert "the CPU takes TensorRT's place: cudaGetDeviceCount: got cudaErrorInsuff" in ran.err
     (image,) = ran.json["images"]
     assert image["record"]["providers"] == {"decode": "cpu"}
     assert image["record"]["backend"].startswith("onnxruntime ")

@@ -60,8 +60,8 @@ def test_inspect_lists_the_rates(jscc, rated):
 
 REFUSED = [
     (["--rate", "3"], 2, "rate: got 3, expected one of 2, 4, 8. Leave it out to send all 8 planes"),
-    (["--rate", "0"], 2, "'0': expected a whole number from 1 to 100000"),
-    (["--rate", "1/48"], 2, "'1/48': expected a whole number from 1 to 100000"),
+    (["--rate", "0"], 2, "got '0', expected a whole number from 1 to 100000"),
+    (["--rate", "1/48"], 2, "got '1/48', expected a whole number from 1 to 100000"),
 ]
 
 

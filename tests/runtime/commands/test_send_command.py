@@ -127,13 +127,13 @@ def test_the_output_is_refused_before_any_work(jscc, photo, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--snr", "nan", "'nan': expected a finite number"),
-        ("--snr", "seven", "'seven': expected a number"),
-        ("--snr", "5000", "'5000': expected -1000 to 1000 dB"),
-        ("--gain", "1", "'1': expected RE,IM such as 0.6,-0.8"),
-        ("--gain", "0,0", "'0,0': expected a gain other than 0"),
-        ("--gain", "inf,0", "'inf': expected a finite number"),
-        ("--threads", "0", "'0': expected a whole number from 1 to 100000"),
+        ("--snr", "nan", "got 'nan', expected a finite number"),
+        ("--snr", "seven", "got 'seven', expected a number"),
+        ("--snr", "5000", "got '5000', expected -1000 to 1000 dB"),
+        ("--gain", "1", "got '1', expected RE,IM such as 0.6,-0.8"),
+        ("--gain", "0,0", "got '0,0', expected a gain other than 0"),
+        ("--gain", "inf,0", "got 'inf', expected a finite number"),
+        ("--threads", "0", "got '0', expected a whole number from 1 to 100000"),
         ("--provider", "NopeEP", "got 'NopeEP', expected names of cpu"),
     ],
 )

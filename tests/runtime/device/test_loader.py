@@ -169,7 +169,7 @@ def test_where_no_folder_can_be_made_it_still_runs(tmp_path):
     (tmp_path / "file").write_text("")
     compiled, notes = load(make_cuda(), tmp_path / "file" / "cache")
     assert compiled == 1
-    assert "E_CUBIN_FOLDER" in notes[0]
+    assert "E_OUTPUT_FOLDER" in notes[0]
 
 
 def test_a_full_disk_costs_the_cache_only(folder, monkeypatch):

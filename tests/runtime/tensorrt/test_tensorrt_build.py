@@ -10,9 +10,11 @@ from onnx import helper
 
 import tiny_bundle
 from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status
-from jscc.runtime.backends.tensorrt_build import Plan, build_engine
-from jscc.runtime.backends.tensorrt_cuda import call
-from jscc.runtime.backends.tensorrt_library import (
+from jscc.runtime.errors import BundleError, StorageError, UnavailableError, UsageError
+from jscc.runtime.ports import Port
+from jscc.runtime.tensorrt.build import Plan, build_engine
+from jscc.runtime.tensorrt.cuda import call
+from jscc.runtime.tensorrt.library import (
     FULL,
     RTX,
     Library,
@@ -20,10 +22,8 @@ from jscc.runtime.backends.tensorrt_library import (
     is_out_of_memory,
     make_monitor,
 )
-from jscc.runtime.engines.progress import Announcer, left
-from jscc.runtime.engines.spans import Span, parse_shapes, stage_spans, usual_images
-from jscc.runtime.errors import BundleError, StorageError, UnavailableError, UsageError
-from jscc.runtime.ports import Port
+from jscc.runtime.tensorrt.progress import Announcer, left
+from jscc.runtime.tensorrt.spans import Span, parse_shapes, stage_spans, usual_images
 
 
 def libraries():

@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,9 +22,11 @@ from pathlib import Path
 from typing import Final
 
 from jscc.runtime.declared import Json
-from jscc.runtime.engines.spans import Span
-from jscc.runtime.errors import DataError, JsccError, OutputError, StorageError
+from jscc.runtime.errors import DataError, JsccError, StorageError
+from jscc.runtime.external import External
 from jscc.runtime.output_files import write_file
+from jscc.runtime.private_folder import check_owner, check_private, make_private
+from jscc.runtime.tensorrt.spans import Span
 from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of, strict_json
 
 ENGINE: Final = Asset(DataError, "E_ENGINE", "Delete it; it is built again")
@@ -34,7 +35,6 @@ FORMAT: Final = 1
 MOST: Final = 8  # engines of one size that are kept for a stage; the least recently used go
 # Codes of what is wrong with a file itself, so that removing it helps.
 DAMAGED: Final = frozenset(f"E_ENGINE_{each}" for each in ("HASH", "KEY", "FORMAT", "TRUNCATED"))
-_PRIVATE = 0o700
 _LINE = 1 << 16  # bytes of the first line
 _ABANDONED_S = 3600.0  # a file that is still not complete then never will be
 _PROCESS = f"{os.getpid()} {secrets.token_hex(8)}"
@@ -133,7 +133,7 @@ class EngineCache:
         with self._opened() as folder:
             _check_survivor(folder, name, where)
             with open_regular(name, asset=ENGINE, folder=folder) as descriptor:
-                _check_owner(descriptor, where)
+                check_owner(descriptor, where, ENGINE)
                 size = size_of(descriptor)
                 data = read_span(descriptor, where, 0, size, asset=ENGINE)[0].data
                 with suppress(OSError):
@@ -152,7 +152,7 @@ class EngineCache:
             DataError: ``E_ENGINE_…``: the folder is not to be trusted.
             JsccError: What writing raises.
         """
-        make_folder(self.folder)
+        make_private(self.folder, ENGINE)
         _sweep(self.folder)
         head = {
             "format": FORMAT,
@@ -230,14 +230,14 @@ class EngineCache:
     def _opened(self) -> Iterator[int]:
         """The folder, which belongs to this user alone."""
         with open_folder(self.folder, asset=ENGINE) as folder:
-            _check_folder(folder, self.folder)
+            check_private(folder, self.folder, ENGINE)
             yield folder
 
     def _head(self, folder: int, name: str) -> Mapping[str, Json]:
         """The first line of a file."""
         where = self._where(name)
         with open_regular(name, asset=ENGINE, folder=folder) as descriptor:
-            _check_owner(descriptor, where)
+            check_owner(descriptor, where, ENGINE)
             size = min(size_of(descriptor), _LINE)
             data = read_span(descriptor, where, 0, size, asset=ENGINE)[0].data
         return _fields(data, where)[0]
@@ -273,28 +273,12 @@ def is_single(spans: tuple[Span, ...]) -> bool:
 
 def hash_graph(graph: bytes, external: Mapping[str, memoryview]) -> str:
     """One sha256 of a graph and the weight files that it refers to."""
+    listed = external.sha256 if isinstance(external, External) else lambda _: None
     digest = hashlib.sha256(_digest(graph).encode())
     for location in sorted(external):
-        digest.update(f"\n{location} {_digest(external[location])}".encode())
+        known = listed(location) or _digest(external[location])
+        digest.update(f"\n{location} {known}".encode())
     return digest.hexdigest()
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of a cache, or hold the one that is there to this user alone.
-
-    Raises:
-        DataError: ``E_ENGINE_…``.
-        OutputError: ``E_OUTPUT_FOLDER``, it cannot be made.
-    """
-    try:
-        folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            "E_OUTPUT_FOLDER",
-            f"folder {str(folder)!r}: got {error.strerror!r}, expected to make it. Choose another.",
-        ) from error
-    with open_folder(folder, asset=ENGINE) as descriptor:
-        _check_folder(descriptor, folder)
 
 
 def _sweep(folder: Path) -> None:
@@ -373,25 +357,6 @@ def _spans(value: Json, where: str) -> tuple[Span, ...]:
             raise ENGINE.refuse("FORMAT", f"{where}/spans", "something else", "three sizes each")
         spans.append(Span.of({symbol: tuple(each) for symbol, each in ranges.items()}))  # type: ignore[arg-type,misc]
     return tuple(spans)
-
-
-def _check_folder(descriptor: int, path: Path) -> None:
-    """Hold the folder to this user alone: others could put code into it."""
-    where = f"folder {str(path)!r}"
-    _check_owner(descriptor, where)
-    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-    if mode & ~_PRIVATE:
-        raise DataError(
-            "E_ENGINE_MODE",
-            f"{where}: got mode {mode:04o}, expected {_PRIVATE:04o}, for others could put engines "
-            "there. Run chmod 700 on it, or choose another.",
-        )
-
-
-def _check_owner(descriptor: int, where: str) -> None:
-    owner = os.fstat(descriptor).st_uid
-    if owner != os.geteuid():
-        raise ENGINE.refuse("OWNER", where, f"user {owner}", f"user {os.geteuid()}, this one")
 
 
 def _check_survivor(folder: int, name: str, where: str) -> None:

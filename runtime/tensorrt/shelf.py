@@ -5,9 +5,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from jscc.runtime.backends.tensorrt_engine import Engine
-from jscc.runtime.engines.cache import MOST, is_single
-from jscc.runtime.engines.spans import Span
+from jscc.runtime.tensorrt.cache import MOST, is_single
+from jscc.runtime.tensorrt.engine import Engine
+from jscc.runtime.tensorrt.spans import Span
 
 Sizes = tuple[tuple[str, int], ...]  # of each symbol
 

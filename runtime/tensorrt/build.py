@@ -1,6 +1,6 @@
 """TensorRT build: one stage's graph to an engine for some kind of device and some sizes.
 
-TensorRT for RTX needs no device for it; see `jscc.runtime.backends.tensorrt_library`.
+TensorRT for RTX needs no device for it; see `jscc.runtime.tensorrt.library`.
 """
 
 import time
@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jscc.runtime.backends.tensorrt_library import (
+from jscc.runtime.errors import BundleError, JsccError, UnavailableError
+from jscc.runtime.graphs import summarise
+from jscc.runtime.manifest import StageEntry
+from jscc.runtime.ports import Port
+from jscc.runtime.tensorrt.library import (
     Library,
     Lines,
     Weights,
@@ -17,11 +21,7 @@ from jscc.runtime.backends.tensorrt_library import (
     make_monitor,
     short,
 )
-from jscc.runtime.engines.spans import Span
-from jscc.runtime.errors import BundleError, JsccError, UnavailableError
-from jscc.runtime.graphs import summarise
-from jscc.runtime.manifest import StageEntry
-from jscc.runtime.ports import Port
+from jscc.runtime.tensorrt.spans import Span
 
 DTYPES: Mapping[str, str] = {
     "float32": "FLOAT",

@@ -1,6 +1,6 @@
 """TensorRT engine: one engine on a device, and the runs of it that go on at a time.
 
-NOTE: never executed on a device; see `jscc.runtime.backends.tensorrt_library`.
+NOTE: never executed on a device; see `jscc.runtime.tensorrt.library`.
 """
 
 import threading
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jscc.runtime.backends.tensorrt_build import dtype_of
-from jscc.runtime.backends.tensorrt_cuda import Buffers, Device
-from jscc.runtime.backends.tensorrt_library import Library
-from jscc.runtime.engines.spans import Span
 from jscc.runtime.errors import UnavailableError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, describe
+from jscc.runtime.tensorrt.build import dtype_of
+from jscc.runtime.tensorrt.cuda import Buffers, Device
+from jscc.runtime.tensorrt.library import Library
+from jscc.runtime.tensorrt.spans import Span
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """TensorRT session: one stage, each run with the narrowest engine that fits, or on the CPU.
 
-NOTE: never executed on a device; see `jscc.runtime.backends.tensorrt_library`.
+NOTE: never executed on a device; see `jscc.runtime.tensorrt.library`.
 """
 
 import threading
@@ -10,13 +10,13 @@ from typing import TypeVar
 import numpy as np
 
 from jscc.runtime.backends.base import Session
-from jscc.runtime.backends.tensorrt_engine import Engine, EngineError, RunError
-from jscc.runtime.backends.tensorrt_shelf import Shelf, Sizes, Slot
-from jscc.runtime.backends.tensorrt_supply import Supply
-from jscc.runtime.engines.spans import symbols_of
 from jscc.runtime.errors import BundleError, JsccError, UnavailableError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, Port, check_ports, describe, resolve
+from jscc.runtime.tensorrt.engine import Engine, EngineError, RunError
+from jscc.runtime.tensorrt.shelf import Shelf, Sizes, Slot
+from jscc.runtime.tensorrt.spans import symbols_of
+from jscc.runtime.tensorrt.supply import Supply
 
 PROVIDER = "cuda"
 _NO_SIZES: Sizes = ()  # stands for all of them

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jscc.runtime.backends.tensorrt_build import Plan, build_engine
-from jscc.runtime.backends.tensorrt_engine import Engine, EngineError, Place, load_engine
-from jscc.runtime.backends.tensorrt_shelf import Sizes
-from jscc.runtime.engines.cache import DAMAGED, EngineCache, EngineKey, make_folder
-from jscc.runtime.engines.progress import Announcer
-from jscc.runtime.engines.spans import Span
 from jscc.runtime.errors import JsccError, UnavailableError
+from jscc.runtime.private_folder import make_private
+from jscc.runtime.tensorrt.build import Plan, build_engine
+from jscc.runtime.tensorrt.cache import DAMAGED, ENGINE, EngineCache, EngineKey
+from jscc.runtime.tensorrt.engine import Engine, EngineError, Place, load_engine
+from jscc.runtime.tensorrt.progress import Announcer
+from jscc.runtime.tensorrt.shelf import Sizes
+from jscc.runtime.tensorrt.spans import Span
 
 Tell = Callable[[str], None]
 _MOST_NOTES = 16  # of a session; the latest stay
@@ -157,7 +158,7 @@ class Supply:
     def _scratch(self) -> Path | None:
         """The folder of the cache, where weights may be written; None where it cannot be used."""
         try:
-            make_folder(self._cache.folder)
+            make_private(self._cache.folder, ENGINE)
         except JsccError:
             return None
         return self._cache.folder

@@ -1,0 +1,60 @@
+"""Private folder: a cache of code that this machine made, which nobody else may write to.
+
+What lies there is given to a device or a library to run, so that the folder and its files have to
+belong to this user and be closed to all others.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from jscc.runtime.errors import OutputError
+from jscc.runtime.trust import Asset, open_folder
+
+MODE = 0o700
+
+
+def make_private(folder: Path, asset: Asset) -> None:
+    """Make the folder, or hold the one that is there to this user alone.
+
+    Raises:
+        DataError: ``_FILETYPE``, ``_MODE``, ``_OWNER``.
+        OutputError: ``E_OUTPUT_FOLDER``, it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=MODE, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            "E_OUTPUT_FOLDER",
+            f"folder {str(folder)!r}: got {error.strerror!r}, expected to make it. Choose another.",
+        ) from error
+    with open_folder(folder, asset=asset) as descriptor:
+        check_private(descriptor, folder, asset)
+
+
+def check_private(descriptor: int, folder: Path, asset: Asset) -> None:
+    """Hold an open folder to this user alone.
+
+    Raises:
+        DataError: ``_MODE``, ``_OWNER``.
+    """
+    where = f"folder {str(folder)!r}"
+    check_owner(descriptor, where, asset)
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if mode & ~MODE:
+        raise asset.error(
+            f"{asset.prefix}_MODE",
+            f"{where}: got mode {mode:04o}, expected {MODE:04o}, for others could put code there. "
+            "Run chmod 700 on it, or choose another.",
+        )
+
+
+def check_owner(descriptor: int, where: str, asset: Asset) -> None:
+    """Hold an open file or folder to this user.
+
+    Raises:
+        DataError: ``_OWNER``.
+    """
+    owner = os.fstat(descriptor).st_uid
+    if owner != os.geteuid():
+        raise asset.refuse("OWNER", where, f"user {owner}", f"user {os.geteuid()}, this one")

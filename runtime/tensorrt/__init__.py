@@ -1,0 +1,1 @@
+"""TensorRT: what `jscc.runtime.backends.tensorrt` builds, keeps, loads and runs engines with."""
