@@ -118,12 +118,11 @@ class DistilStage:
     """Random crops, received, denoised in few steps and rendered.
 
     Attributes:
-        params: ``rank`` of the change and ``steps``, those of the receptions.
+        params: ``rank`` of the change; ``steps``, those of the receptions; ``weights`` of the
+            squared error to the ``target``, of the absolute error of the ``picture`` and of its
+            ``lpips``.
         lpips: None leaves LPIPS out of the loss.
         teacher_steps: From the state to the target.
-        target_weight: Of the squared error to the target.
-        picture_weight: Of the absolute error of the picture.
-        lpips_weight: Of its LPIPS.
     """
 
     tiles: Tiles
@@ -136,9 +135,6 @@ class DistilStage:
     lpips: Lpips | None
     name: str
     teacher_steps: int = 4
-    target_weight: float = 1.0
-    picture_weight: float = 1.0
-    lpips_weight: float = 0.5
     model: Student = field(init=False)
     denoiser: Denoiser = field(init=False)
     link: Link = field(init=False)
@@ -180,9 +176,8 @@ class DistilStage:
             if self.lpips is not None:
                 terms["lpips"] = self.lpips(2 * picture - 1, 2 * image - 1).mean()
         terms["picture"] = 2 * (picture - image).abs().mean()
-        loss = self.target_weight * terms["target"] + self.picture_weight * terms["picture"]
-        if "lpips" in terms:
-            loss = loss + self.lpips_weight * terms["lpips"]
+        weights = self.params["weights"]
+        loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
         return terms | {"loss": loss}
 
     def rows(self, steps: int) -> tuple[Row, ...]:

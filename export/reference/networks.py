@@ -352,7 +352,11 @@ NETWORKS: Final[dict[str, Network]] = {
         crops=(96, 192),
     ),
     "diffjscc-few-step": Network(
-        config={"rank": 16, "steps": [1, 2, 4]},
+        config={
+            "rank": 16,
+            "steps": [1, 2, 4],
+            "weights": {"target": 1.0, "picture": 1.0, "lpips": 0.5},
+        },
         stage=_few_step,
         lr=3e-4,
         minutes={"cpu": 30, "cuda": 60},

@@ -10,35 +10,42 @@ without what the optimiser knew. What comes out lies in
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from safetensors.torch import save
 
 from jscc.export.reference.loop import Plan, read_checkpoint, run
-from jscc.export.reference.networks import DEVICES, NETWORKS, WEIGHTS, Job, unpack
+from jscc.export.reference.networks import DEVICES, NETWORKS, WEIGHTS, Job, Network, unpack
 from jscc.export.reference.tiles import read_tiles
 from jscc.runtime.errors import DataError
 from jscc.runtime.terminal import Parser
 from jscc.runtime.terminal import run as run_command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
 
-def pack(name: str, folder: Path) -> Path:
+def pack(name: str, folder: Path, network: Network | None = None) -> Path:
     """Write the averaged weights in `folder` as ``packed/NAME``, floats as float16.
+
+    Args:
+        name: Of the network.
+        folder: Where it was trained.
+        network: What was trained, if with another configuration than the usual one.
 
     Raises:
         ValueError: A weight is beyond float16.
     """
-    network = NETWORKS[name]
+    network = NETWORKS[name] if network is None else network
     out = folder / "packed" / name
     out.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -94,6 +101,63 @@ def device_from(text: str) -> torch.device:
     return torch.device(text)
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """One ``NAME=VALUE``; the value in YAML.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    name, equals, value = text.partition("=")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = None
+    if not (name and equals) or parsed is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=VALUE")
+    return name, parsed
+
+
+def configured(config: Mapping[str, Any], settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns `config` with other values; ``weights.lpips`` is ``lpips`` in ``weights``.
+
+    Raises:
+        DataError: ``E_NETWORK``, there is no such name, or its value is of another kind.
+    """
+    changed = copy.deepcopy(dict(config))
+    for name, value in settings:
+        *above, last = name.split(".")
+        inner: Any = changed
+        for part in above:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or last not in inner:
+            raise DataError(
+                "E_NETWORK",
+                f"--set: got {name!r}, expected one of {', '.join(_names(config))}. "
+                "Name what this network has.",
+            )
+        if not _alike(value, inner[last]):
+            raise DataError(
+                "E_NETWORK",
+                f"--set {name}: got {value!r}, expected a value such as {inner[last]!r}. "
+                "Give one of that kind.",
+            )
+        inner[last] = value
+    return changed
+
+
+def _names(config: Mapping[str, Any], above: str = "") -> list[str]:
+    names = []
+    for name, value in config.items():
+        names += _names(value, f"{above}{name}.") if isinstance(value, dict) else [above + name]
+    return names
+
+
+def _alike(value: object, usual: object) -> bool:
+    if isinstance(usual, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(usual) and not isinstance(value, dict)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m jscc.export.reference.train_networks", description=__doc__)
     parser.add_argument("--network", choices=sorted(NETWORKS), required=True)
@@ -112,6 +176,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--begin", type=Path, metavar="DIR", help="packed weights to train on")
     parser.add_argument("--lpips-weights", type=Path, help="folder of LPIPS weights")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value in the network's configuration, such as weights.lpips=0; repeatable",
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -121,7 +193,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    network = NETWORKS[options.network]
+    usual = NETWORKS[options.network]
+    network = dataclasses.replace(usual, config=configured(usual.config, options.set))
     device = options.device
     minutes = options.minutes if options.minutes is not None else network.minutes[device.type]
     plan = Plan(
@@ -147,7 +220,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.begin is not None:
         begin(stage.model, options.begin, network.prefix)
     run(stage, plan, options.out, resume=options.resume)
-    pack(options.network, options.out)
+    pack(options.network, options.out, network)
     return 0
 
 

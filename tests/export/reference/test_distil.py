@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 NAME = "diffjscc-few-step"
 CPU = torch.device("cpu")
-PARAMS = {"rank": 4, "steps": [1, 2, 4]}
+WEIGHTS = {"target": 1.0, "picture": 1.0, "lpips": 0.5}
+PARAMS = {"rank": 4, "steps": [1, 2, 4], "weights": WEIGHTS}
 SHORT = Plan(lr=1e-3, steps=3, warmup_steps=2, log_every=1)
 DEVIATION = 0.5  # of Gaussian latents, whose trajectories have a closed form
 
@@ -48,7 +49,7 @@ def make_stage(teacher: Teacher, tiles: Tiles, *, target_alone: bool = False) ->
     torch.manual_seed(0)
     return DistilStage(
         Tiles(tiles.train, tiles.held_out[..., :64, :64]),
-        PARAMS,
+        {**PARAMS, "weights": WEIGHTS | ({"picture": 0.0} if target_alone else {})},
         teacher,
         CPU,
         batch=2,
@@ -56,7 +57,6 @@ def make_stage(teacher: Teacher, tiles: Tiles, *, target_alone: bool = False) ->
         last_crop=64,
         lpips=None,
         name=NAME,
-        picture_weight=0.0 if target_alone else 1.0,
     )
 
 
