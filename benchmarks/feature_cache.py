@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from jscc.benchmarks.feature_cache_table import table
 from jscc.benchmarks.report import provenance, write_result
@@ -31,6 +32,7 @@ from jscc.calibration.images import describe_images, find_images, read_image
 from jscc.calibration.lpips import load_lpips
 from jscc.calibration.metrics import psnr_db
 from jscc.export.gather import Request
+from jscc.export.models.unet import Unet, kv_widths
 from jscc.export.system import Options
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
@@ -44,8 +46,6 @@ from jscc.runtime.transmitter import Transmitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from torch import Tensor
 
     from jscc.calibration.lpips import Lpips
     from jscc.export.system import StageSpec
@@ -68,66 +68,86 @@ class Cache:
     every: int
     depth: int
     seconds: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
+    whole: bool = True
     _step: int = 0
     _before: float = -1.0
-    _inner: Tensor | None = None
-    _residuals: tuple[Tensor, ...] = ()
 
-    def denoise(
-        self,
-        module: Any,
-        latent: Tensor,
-        timestep: Tensor,
-        hint: Tensor,
-        context_kv: Tensor,
-        snr_db: Tensor | None = None,
-    ) -> Tensor:
-        """As `module` does, `jscc.export.systems.diffjscc.Denoise`, from time to time in part."""
-        now = float(timestep[0])
-        self._step = 0 if now >= self._before else self._step + 1  # time goes down in an image
-        self._before = now
-        whole = self._step % self.every == 0
+    def wrap(self, module: Any) -> nn.Module:
+        """Let a `jscc.export.systems.diffjscc.Denoise` keep its features; it is changed itself."""
+        module.control = _Control(module.control, self)
+        module.unet = _Unet(module.unet, self)
+        return _Steps(module, self)
+
+    def begin(self, timestep: float) -> None:
+        """Say which step comes; within an image they go down."""
+        self._step = 0 if timestep >= self._before else self._step + 1
+        self._before = timestep
+        self.whole = self._step % self.every == 0
+
+
+class _Steps(nn.Module):
+    """The denoiser, each step counted and timed."""
+
+    def __init__(self, module: nn.Module, cache: Cache) -> None:
+        super().__init__()
+        self.module = module
+        self.cache = cache
+
+    def forward(self, latent: Tensor, timestep: Tensor, *others: Tensor) -> Tensor:
+        self.cache.begin(float(timestep[0]))
         begun = time.perf_counter()
-        unet_kv, control_kv = torch.split(context_kv, module.split, dim=-1)
-        if whole:
-            self._residuals = module.control(latent, hint, timestep, snr_db, control_kv)
-        eps = self._unet(module.unet, latent, timestep, unet_kv, whole=whole)
-        self.seconds[whole].append(time.perf_counter() - begun)
-        index = timestep.to(torch.int64)
-        recip, recipm1 = (
-            factors[index].reshape(-1, 1, 1, 1) for factors in (module.recip, module.recipm1)
-        )
-        clean: Tensor = recip * latent - recipm1 * eps
+        clean: Tensor = self.module(latent, timestep, *others)
+        self.cache.seconds[self.cache.whole].append(time.perf_counter() - begun)
         return clean
 
-    def _unet(self, unet: Any, x: Tensor, timestep: Tensor, kv: Tensor, *, whole: bool) -> Tensor:
-        """Section 3.2: the inner blocks' output, of this step or of the last whole one."""
-        widths = [w for block in _blocks(unet) for w in [block.attn2.to_k.out_features] * 2]
-        pieces = torch.split(kv, widths, dim=-1)
+
+class _Control(nn.Module):
+    """What it said in the last whole step."""
+
+    def __init__(self, control: nn.Module, cache: Cache) -> None:
+        super().__init__()
+        self.control = control
+        self.cache = cache
+        self._said: tuple[Tensor, ...] = ()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if self.cache.whole:
+            self._said = self.control(*inputs)
+        return self._said
+
+
+class _Unet(nn.Module):
+    """Section 3.2: its outermost blocks around what those inside made in the last whole step."""
+
+    def __init__(self, unet: Unet, cache: Cache) -> None:
+        super().__init__()
+        self.unet = unet
+        self.cache = cache
+        self._inner: Tensor | None = None
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, kv: Tensor, residuals: Sequence[Tensor]
+    ) -> Tensor:
+        unet, depth = self.unet, self.cache.depth
+        pieces = torch.split(kv, kv_widths(unet), dim=-1)
         embedding = unet.time_embed(unet.sinusoid(timestep))
         skips, h = [], x
-        for block in unet.input_blocks if whole else unet.input_blocks[: self.depth]:
+        for block in unet.input_blocks if self.cache.whole else unet.input_blocks[:depth]:
             h = block(h, embedding, pieces)
             skips.append(h)
-        if whole:
-            h = unet.middle_block(h, embedding, pieces) + self._residuals[-1]
-        skips = [skip + more for skip, more in zip(skips, self._residuals, strict=False)]
-        if whole:
-            for block in unet.output_blocks[: -self.depth]:
+        if self.cache.whole:
+            h = unet.middle_block(h, embedding, pieces) + residuals[-1]
+        skips = [skip + more for skip, more in zip(skips, residuals, strict=False)]
+        if self.cache.whole:
+            for block in unet.output_blocks[:-depth]:
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding, pieces)
             self._inner = h
         assert self._inner is not None
         h = self._inner
-        for block in unet.output_blocks[-self.depth :]:
+        for block in unet.output_blocks[-depth:]:
             h = block(torch.cat([h, skips.pop()], dim=1), embedding, pieces)
         eps: Tensor = unet.out(h).float()
         return eps
-
-
-def _blocks(unet: Any) -> list[Any]:
-    """The transformer blocks in the order of their keys and values."""
-    found = [module for module in unet.modules() if hasattr(module, "slot")]
-    return sorted(found, key=lambda block: block.slot)
 
 
 @dataclass(frozen=True)
@@ -154,18 +174,7 @@ class CachingBackend:
         if stage != STAGE:
             return session
         assert isinstance(session, TorchSession)
-        cached: Any = _Cached(session.module, self.cache)
-        return TorchSession(stage, entry, cached)
-
-
-class _Cached(torch.nn.Module):
-    def __init__(self, module: torch.nn.Module, cache: Cache) -> None:
-        super().__init__()
-        self.module = module
-        self.cache = cache
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return self.cache.denoise(self.module, *tensors)
+        return TorchSession(stage, entry, self.cache.wrap(session.module))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

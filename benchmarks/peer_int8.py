@@ -100,8 +100,7 @@ def adopt(folder: Path, source: Path) -> dict[str, object]:
 def quantise_by_nncf(folder: Path, samples: int = SAMPLES) -> None:
     """Write ``nncf/denoise.xml`` into the case's `folder`: NNCF's post-training quantisation.
 
-    Its settings are those that OpenVINO's notebooks use for diffusion networks: the scheme for
-    transformers, and biases left alone.
+    By its scheme for transformers, with biases left alone.
     """
     import nncf
     import openvino

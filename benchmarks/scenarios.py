@@ -147,7 +147,7 @@ def listed(kind: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
     def read(text: str) -> tuple[Item, ...]:
         found = tuple(kind(item.strip()) for item in text.split(","))
         if len(set(found)) != len(found):
-            raise argparse.ArgumentTypeError(f"{text!r}: expected each item once")
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected each item once")
         return found
 
     return read
@@ -157,5 +157,5 @@ def above_zero(text: str) -> float:
     """A finite number above 0."""
     value = number(text)
     if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected more than 0")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected more than 0")
     return value

@@ -311,9 +311,9 @@ def fraction(text: str) -> Fraction:
     try:
         value = Fraction(text)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a ratio such as 1/96") from None
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a ratio such as 1/96") from None
     if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a ratio above 0 such as 1/96")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a ratio above 0 such as 1/96")
     return value
 
 

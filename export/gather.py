@@ -152,7 +152,7 @@ def _check_tiny(tiny: tuple[str, ...], checkpoint: str) -> None:
     """Holds a tiny autoencoder to the latents of a checkpoint, as far as names tell."""
     strange = [name for name in tiny if name.startswith(REFERENCE)]
     for name in strange:
-        reference_folder(name.removeprefix(REFERENCE))  # refuses one that does not exist
+        reference_folder(name.removeprefix(REFERENCE), "--tiny")  # refuses one that is not there
     own = own_tiny((checkpoint,), None)
     if checkpoint.startswith(REFERENCE) and tiny != (own,):
         raise UsageError(

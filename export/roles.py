@@ -53,8 +53,8 @@ def by_role(
     return sorted_out
 
 
-def reference_folder(name: str) -> Path:
-    """The folder of this project's own weights called `name`.
+def reference_folder(name: str, option: str = "--checkpoint") -> Path:
+    """The folder of this project's own weights called `name`, for an option of the caller.
 
     Raises:
         UsageError: ``E_REFERENCE``, there are none of that name.
@@ -63,7 +63,7 @@ def reference_folder(name: str) -> Path:
     if name not in at_hand:
         raise UsageError(
             "E_REFERENCE",
-            f"--checkpoint {REFERENCE}NAME: got {name!r}, expected one of "
+            f"{option} {REFERENCE}NAME: got {name!r}, expected one of "
             f"{', '.join(at_hand) or 'none: no reference weights lie here'}. Pick one, or give a "
             "checkpoint of your own.",
         )

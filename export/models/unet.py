@@ -261,7 +261,7 @@ class Unet(nn.Module):
     @property
     def context_width(self) -> int:
         """S, the width of `kv`."""
-        return sum(_kv_widths(self))
+        return sum(kv_widths(self))
 
     @property
     def residual_count(self) -> int:
@@ -293,7 +293,7 @@ class Unet(nn.Module):
             )
         dtype = _dtype(self)
         added = [residual.to(dtype) for residual in residuals]
-        pieces = torch.split(kv.to(dtype), _kv_widths(self), dim=-1)
+        pieces = torch.split(kv.to(dtype), kv_widths(self), dim=-1)
         embedding: Tensor = self.time_embed(self.sinusoid(timestep))
         skips = _run(self.input_blocks, x.to(dtype), embedding, pieces)
         h: Tensor = self.middle_block(skips[-1], embedding, pieces)
@@ -336,7 +336,7 @@ class Control(nn.Module):
     @property
     def context_width(self) -> int:
         """S, the width of `kv`."""
-        return sum(_kv_widths(self))
+        return sum(kv_widths(self))
 
     @property
     def residual_count(self) -> int:
@@ -374,7 +374,7 @@ class Control(nn.Module):
             One float32 tensor per input block, in order, and last the middle's.
         """
         dtype = _dtype(self)
-        pieces = torch.split(kv.to(dtype), _kv_widths(self), dim=-1)
+        pieces = torch.split(kv.to(dtype), kv_widths(self), dim=-1)
         embedding = self.embed(timestep, snr_db)
         h = torch.cat([x, hint], dim=1).to(dtype)
         skips = _run(self.input_blocks, h, embedding, pieces)
@@ -468,8 +468,8 @@ def _transformers(network: Unet | Control) -> list[TransformerBlock]:
     return sorted(found, key=lambda block: block.slot)
 
 
-def _kv_widths(network: Unet | Control) -> list[int]:
-    """Return the widths of the pieces of `kv`: keys, values, keys, values and so on."""
+def kv_widths(network: Unet | Control) -> list[int]:
+    """Widths of the pieces of `kv`: of a block's keys, of its values, and so on."""
     widths = [block.attn2.to_k.out_features for block in _transformers(network)]
     return [width for width in widths for _ in range(2)]
 

@@ -117,4 +117,4 @@ def test_the_command(shared_bundles, tmp_path, capsys):
         in capsys.readouterr().err
     )
     assert main([*words, "--batches", "2,2"]) == 2
-    assert "'2,2': expected each item once" in capsys.readouterr().err
+    assert "got '2,2', expected each item once" in capsys.readouterr().err

@@ -99,7 +99,8 @@ def test_latents_of_other_weights_are_refused(
 
 
 def test_one_that_does_not_lie_here_is_named(references: Path) -> None:
-    with pytest.raises(UsageError, match="got 'nobody', expected one of .*diffjscc-tiny") as caught:
+    said = "^--tiny .*: got 'nobody', expected one of .*diffjscc-tiny"
+    with pytest.raises(UsageError, match=said) as caught:
         gather(find("diffjscc"), Request(tiny=("reference:nobody",)))
     assert caught.value.code == "E_REFERENCE"
 

@@ -1,28 +1,13 @@
 """Advance against exact arithmetic, term by term."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from jscc.kernels.advance.reference import advance
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table, all zero."""
-
-    a: float = 0.0
-    b: float = 0.0
-    c: float = 0.0
-    e: float = 0.0
-    s: float = 0.0
-    g: float = 0.0
-    d: float = 0.0
-
-
-ROW = Row(a=0.9, b=0.3, c=-0.1, e=0.02, s=0.25, g=0.05, d=0.7)
+from table_rows import ROW, Row
 
 
 def arrays(shape=(4, 33, 65)):

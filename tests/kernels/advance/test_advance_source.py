@@ -1,6 +1,6 @@
 """Advance's CUDA source, compiled for the host, against the references: bit for bit."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -10,24 +10,11 @@ from hypothesis import strategies as st
 from host_kernels import guarded
 from jscc.kernels.advance.reference import advance
 from jscc.kernels.philox_normal.reference import philox_normal
+from table_rows import ROW, Row
 
 TERMS = ("x", "clean", "clean_prev", "clean_prev2", "grad", "direction")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a table."""
-
-    a: float = 0.0
-    b: float = 0.0
-    c: float = 0.0
-    e: float = 0.0
-    s: float = 0.0
-    g: float = 0.0
-    d: float = 0.0
-
-
-ROW = Row(a=0.9, b=0.3, c=-0.1, e=0.02, s=0.25, g=0.05, d=0.7)
 ADDRESS = (7, 3, 2)
 factors = st.sampled_from([0.0, 1.0, -0.25]) | st.floats(-4, 4, width=64)
 

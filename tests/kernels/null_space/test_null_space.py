@@ -1,6 +1,6 @@
 """Null space against its definition and against the exported guide; its CUDA source bit for bit."""
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -12,25 +12,12 @@ from host_kernels import guarded
 from jscc.export.models.nullspace import NullSpace, Operator
 from jscc.kernels.null_space.reference import Shares, ddnm_shares, null_space
 from jscc.kernels.philox_normal.reference import philox_normal
+from table_rows import ROW, Row
 
 ADDRESS = (9, 4, 1)
 FIELDS = ("x", "estimate", "eps", "target", "clean_prev", "clean_prev2", "grad")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a table."""
-
-    a: float = 0.0
-    b: float = 0.0
-    c: float = 0.0
-    e: float = 0.0
-    s: float = 0.0
-    g: float = 0.0
-    d: float = 0.0
-
-
-ROW = Row(a=0.9, b=0.3, c=-0.1, e=0.02, s=0.25, g=0.05, d=0.7)
 SHARES = Shares(gap=0.8, fresh=0.3, old=0.2, inside=0.5, project_noise=True)
 
 
