@@ -380,6 +380,11 @@ class Receiver:
             regime=next(iter(job.regimes[index].values())).snr_db if job.regimes else None,
         )
 
+    @property
+    def backend(self) -> str:
+        """Engine library and version that receives."""
+        return self._backend_name
+
     def receive_known(self, bundle: Bundle) -> Pixels:
         """Receive the symbols of the bundle's self-test.
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "receive": ("jscc.runtime.commands.receive", "turn received symbols into images"),
     "simulate": ("jscc.runtime.commands.simulate", "send, channel and receive in one go"),
     "build": ("jscc.runtime.commands.build", "compile a bundle's graphs for a GPU (TensorRT)"),
+    "choose": ("jscc.runtime.commands.choose", "find the fastest engine for a bundle here"),
     "doctor": ("jscc.runtime.commands.doctor", "show what this machine can run"),
     "calibrate": ("jscc.calibration.cli", "lower the precision of a bundle (int8, fp16)"),
     "tune": ("jscc.calibration.tune_cli", "fit a bundle's steps to the channel"),

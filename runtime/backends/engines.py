@@ -6,12 +6,14 @@ NOTE: each is imported when it is asked for; one may be missing on the machine.
 from collections.abc import Sequence
 
 from jscc.runtime.backends.base import Backend
-from jscc.runtime.errors import UsageError
+from jscc.runtime.errors import UnavailableError, UsageError
+from jscc.runtime.machine import describe_machine
 
 DEFAULT = "onnxruntime"
 _OPENVINO = {"openvino": "f32", "openvino-bf16": "bf16"}
 _TENSORRT = "tensorrt"
 ENGINES = (DEFAULT, *_OPENVINO, _TENSORRT)
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # instructions, of which one is enough
 
 
 def make_backend(
@@ -50,3 +52,24 @@ def make_backend(
     from jscc.runtime.backends.openvino import OpenVinoBackend
 
     return OpenVinoBackend(threads=threads, precision=_OPENVINO[engine])
+
+
+def check_machine(engine: str) -> None:
+    """Refuse an engine whose place another would take on this machine.
+
+    Raises:
+        UnavailableError: ``E_BFLOAT16``, the processor has none; ``E_MODULE`` or ``E_CUDA``,
+            TensorRT or its device is missing.
+    """
+    if engine == _TENSORRT:
+        from jscc.runtime.backends.tensorrt import find_place
+
+        find_place()
+    if _OPENVINO.get(engine) == "bf16":
+        features = describe_machine().features
+        if not _BFLOAT16 & set(features):
+            raise UnavailableError(
+                "E_BFLOAT16",
+                f"engine {engine!r}: got a processor with {' '.join(features) or 'nothing known'}, "
+                f"expected one of {', '.join(sorted(_BFLOAT16))}. Take openvino.",
+            )

@@ -190,8 +190,11 @@ def _selftest(options: argparse.Namespace) -> Check:
         if bundle.manifest.selftest is None:
             return Check(name, ABSENT, "verified, but it has no self-test", "export it again")
         names, threads = options.providers, options.threads
-        with engine.load_receiver(bundle, names, threads, strict=False, engine=options.engine):
-            return Check(name, OK, f"verified, self-test passed, sha256 {bundle.sha256[:16]}…")
+        with engine.load_receiver(
+            bundle, names, threads, strict=False, engine=options.engine
+        ) as receiver:
+            found = f"verified, self-test passed in {receiver.backend}"
+            return Check(name, OK, f"{found}, sha256 {bundle.sha256[:16]}…")
     except JsccError as error:
         return Check(name, FAILED, str(error), "see the line above")
     except ModuleNotFoundError as error:

@@ -12,7 +12,8 @@ from jscc.runtime.backends.base import Backend, Session
 from jscc.runtime.backends.engines import DEFAULT, make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import providers
-from jscc.runtime.errors import ImageError
+from jscc.runtime.engine_choice import AUTO, circumstances, find, usual_folder
+from jscc.runtime.errors import ImageError, JsccError
 from jscc.runtime.image_files import MAX_BYTES, decode_image
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, Port
@@ -108,6 +109,20 @@ def load_transmitter(
         yield Transmitter(bundle, backend=backend)
 
 
+def choose_engine(bundle: Bundle, names: Sequence[str] | None) -> str:
+    """What ``jscc choose`` found for `bundle`; the default engine where it was not asked.
+
+    Providers are those of the default engine, so that whoever names some has chosen it.
+    """
+    if names:
+        return DEFAULT
+    try:
+        return find(circumstances(bundle.sha256), usual_folder()) or DEFAULT
+    except JsccError as error:
+        notice(f"jscc: {DEFAULT} receives: {error}")
+        return DEFAULT
+
+
 @contextmanager
 def load_receiver(
     bundle: Bundle,
@@ -118,6 +133,8 @@ def load_receiver(
     engine: str = DEFAULT,
 ) -> Iterator[Receiver]:
     """The receiver of `bundle`, after its self-test; without one in the default engine."""
+    if engine == AUTO:
+        engine = choose_engine(bundle, names)
     if bundle.manifest.selftest is None and engine != DEFAULT:
         notice(f"jscc: {DEFAULT} receives: {bundle.path} has no self-test to hold {engine} to")
         engine = DEFAULT

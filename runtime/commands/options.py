@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jscc.runtime.backends.engines import DEFAULT, ENGINES
+from jscc.runtime.engine_choice import AUTO
 from jscc.runtime.spacing import OWN, SPACINGS
 from jscc.runtime.terminal import Parser
 
@@ -122,7 +123,12 @@ def add_engine_choice(parser: argparse.ArgumentParser) -> None:
 
 def add_engine(parser: Parser) -> None:
     """``--engine``, ``--provider`` and ``--threads``."""
-    add_engine_choice(parser)
+    parser.add_argument(
+        "--engine",
+        choices=(AUTO, *ENGINES),
+        default=AUTO,
+        help=f"what receives (default {AUTO}: what jscc choose found, else {DEFAULT})",
+    )
     add_providers(parser)
 
 

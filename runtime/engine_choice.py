@@ -1,0 +1,138 @@
+"""Engine choice: which engine receives a bundle fastest on this machine, as it was measured here.
+
+Kept in a folder of this user's own, a file for each bundle. It says for what processor and for
+which versions it was measured; for others there is no choice, and the default engine receives.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from jscc.runtime.backends.engines import DEFAULT, ENGINES
+from jscc.runtime.declared import Json
+from jscc.runtime.errors import DataError
+from jscc.runtime.machine import describe_machine, software, version_of
+from jscc.runtime.output_files import write_file
+from jscc.runtime.private_folder import check_owner, check_private, make_private
+from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of, strict_json
+
+AUTO: Final = "auto"
+FORMAT: Final = 1
+WORTH: Final = 0.95  # of the default engine's time: less gain is no reason to leave it
+CHOICE: Final = Asset(DataError, "E_CHOICE", "Delete it, and run jscc choose again")
+_LARGEST = 1 << 16  # bytes of a file
+_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a choice holds for.
+
+    Attributes:
+        bundle: sha256 of the bundle.
+        processor: Its model name.
+        features: Its instruction sets, of those that matter.
+        versions: Of this package and of every engine library.
+    """
+
+    bundle: str
+    processor: str
+    features: tuple[str, ...]
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How one engine received.
+
+    Attributes:
+        engine: Its name, see `jscc.runtime.backends.engines.ENGINES`.
+        seconds: Median time of one image; None where it does not receive this bundle.
+        psnr_db: Of the self-test's image, to the one that the bundle knows; None where they are
+            equal.
+        reason: Why it does not receive; or what of the request it did not do.
+    """
+
+    engine: str
+    seconds: float | None
+    psnr_db: float | None = None
+    reason: str = ""
+
+
+def usual_folder() -> Path:
+    """Where choices are kept."""
+    return Path.home() / ".cache" / "jscc" / "choices"
+
+
+def circumstances(bundle: str) -> Circumstances:
+    """Those of this machine for a bundle of this sha256."""
+    machine = describe_machine()
+    versions = [f"{name} {version_of(name)}" for name in _LIBRARIES if version_of(name)]
+    return Circumstances(bundle, machine.cpu, machine.features, (software(), *versions))
+
+
+def best_of(trials: Sequence[Trial]) -> str:
+    """The fastest engine; the default one where no other gains enough, see `WORTH`."""
+    times = {trial.engine: trial.seconds for trial in trials if trial.seconds is not None}
+    fastest = min(times, key=lambda engine: times[engine], default=DEFAULT)
+    usual = times.get(DEFAULT)
+    return DEFAULT if usual is not None and times[fastest] > WORTH * usual else fastest
+
+
+def keep(engine: str, here: Circumstances, folder: Path) -> Path:
+    """Write down that `engine` receives here; returns the file.
+
+    Raises:
+        DataError: ``E_CHOICE_…``, the folder is not this user's alone.
+        JsccError: What writing raises.
+    """
+    make_private(folder, CHOICE)
+    path = folder / _file_name(here)
+    document = {"format": FORMAT, "engine": engine, "for": asdict(here)}
+    write_file(path, json.dumps(document, indent=1).encode() + b"\n", force=True)
+    return path
+
+
+def find(here: Circumstances, folder: Path) -> str | None:
+    """The engine that was chosen, None where none was for these circumstances.
+
+    Raises:
+        DataError: ``E_CHOICE_…``, the file or the folder is not as `keep` left it.
+        StorageError: ``E_IO``.
+    """
+    path = folder / _file_name(here)
+    if not path.is_file():
+        return None
+    where = f"choice of engine {str(path)!r}"
+    with open_folder(folder, asset=CHOICE) as descriptor:
+        check_private(descriptor, folder, CHOICE)
+        with open_regular(path.name, asset=CHOICE, folder=descriptor) as file:
+            check_owner(file, where, CHOICE)
+            size = size_of(file)
+            if size > _LARGEST:
+                raise CHOICE.refuse("SIZE", where, f"{size} bytes", f"at most {_LARGEST}")
+            data = read_span(file, where, 0, size, asset=CHOICE)[0].tobytes()
+    return _engine(data, here, where)
+
+
+def _file_name(here: Circumstances) -> str:
+    return f"{here.bundle}.json"
+
+
+def _engine(data: bytes, here: Circumstances, where: str) -> str | None:
+    """What a file says, if it is for these circumstances."""
+
+    def refuse(pointer: str, got: str, expected: str) -> DataError:
+        return CHOICE.refuse("FORMAT", f"{where}, {pointer or '/'}", got, expected)
+
+    document: Json = strict_json(data, limit=_LARGEST, refuse=refuse)
+    if not isinstance(document, dict):
+        raise refuse("", "another value", "an object")
+    if document.get("for") != json.loads(json.dumps(asdict(here))):
+        return None
+    engine = document.get("engine")
+    if document.get("format") != FORMAT or engine not in ENGINES:
+        raise refuse("/engine", repr(engine), f"format {FORMAT} and one of {', '.join(ENGINES)}")
+    return str(engine)
