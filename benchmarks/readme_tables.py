@@ -1,7 +1,8 @@
 """README tables and figures: made again from the recorded results.
 
 A place for a table is one comment that names a file of ``benchmarks/results``, or ``systems`` with
-the options and files of ``jscc bench systems``, and one comment that ends it. A figure is one
+the options and files of ``jscc bench systems``, or ``stages`` with a file of ``jscc bench
+receivers``, and one comment that ends it. A figure is one
 comment with its file and the options and files of ``jscc bench plot``; the picture's own link is
 written by hand. Run ``python -m jscc.benchmarks.readme_tables`` after recording; ``--check`` only
 looks at the tables, ``--figures`` draws the figures too::
@@ -23,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jscc.benchmarks import systems
+from jscc.benchmarks import receivers, systems
 from jscc.runtime.commands.options import make_parser
 from jscc.runtime.errors import DataError
 from jscc.runtime.output_files import write_file
@@ -73,6 +74,9 @@ def fill(text: str, results: Path) -> str:
 
 def _made(place: re.Match[str], results: Path) -> str:
     first, *rest = shlex.split(place["words"])
+    if first == "stages":
+        result = _read(results / rest[0])
+        return f"{receivers.stages_table(result)}\n{measured(result)}\n"
     if first != "systems":
         return render(results / first)
     words = [str(results / word) if RESULT.fullmatch(word) else word for word in rest]

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 TORCH = "torch"
 _WARM_UP_STEPS = 4  # enough for each round of a descent
 _METRICS = ("psnr_db", "ms_ssim", "lpips")
+_WHOLE = "total"  # among the stages' times
 _KEYS = ("engine", "steps", "sampler", "turns", "label")
 
 
@@ -205,7 +206,7 @@ def run(options: argparse.Namespace) -> int:
         "snr_db": heard[0].csi.snr_db,
         "contestants": _contestants(options.contestants, loaded, heard, lpips),
     }
-    say(table(document))
+    say(f"{table(document)}\n{stages_table(document)}")
     if options.json is not None:
         write_result(options.json, "receivers", document)
     return 0
@@ -407,6 +408,22 @@ def table(document: Mapping[str, Any]) -> str:
             )
         )
     return markdown_table(rows[0], rows[1:])
+
+
+def stages_table(document: Mapping[str, Any]) -> str:
+    """Where the time of each receiver goes: seconds of each stage, and its share."""
+    contestants = document["contestants"]
+    stages = list(dict.fromkeys(name for each in contestants for name in each["stages_ms"]))
+    stages.sort(key=lambda name: name == _WHOLE)
+    rows = []
+    for each in contestants:
+        times = each["stages_ms"]
+        cells = [
+            f"{times[name] / 1e3:.3g} ({times[name] / times[_WHOLE]:.0%})" if name in times else "–"
+            for name in stages
+        ]
+        rows.append((each["name"], str(each["steps"]), *cells))
+    return markdown_table(("receiver", "steps", *(f"{name}, s" for name in stages)), rows)
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -100,6 +100,18 @@ def test_a_missing_file_of_several_is_named(tmp_path):
         fill(SYSTEMS, tmp_path)
 
 
+def test_stages_are_those_of_receivers(tmp_path):
+    record(tmp_path)
+    result = json.loads((tmp_path / "one.json").read_text())
+    times = {"decode": 500.0, "total": 2000.0}
+    result |= {"contestants": [{"name": "int8", "steps": 1, "stages_ms": times}]}
+    (tmp_path / "one.json").write_text(json.dumps(result))
+    text = fill("<!-- table: stages one.json -->\n<!-- end of table -->", tmp_path)
+    assert "| int8 | 1 | 0.5 (25%) | 2 (100%) |" in text
+    assert "some processor, 2 threads" in text
+    assert fill(text, tmp_path) == text
+
+
 def test_options_of_a_table_are_checked(tmp_path):
     recorded.write(tmp_path, a=recorded.systems())
     place = "<!-- table: systems --color a.json -->\n<!-- end of table -->"

@@ -15,7 +15,7 @@ import tiny_checkpoint
 import tiny_convolutions
 from alexnet_weights import random_weights
 from jscc.__main__ import main
-from jscc.benchmarks.receivers import Contestant, parse_contestant
+from jscc.benchmarks.receivers import Contestant, parse_contestant, stages_table
 from jscc.calibration.lpips import LPIPS_FILES
 from jscc.runtime.bundle import write_bundle
 
@@ -99,6 +99,20 @@ def test_ratios_are_those_of_the_times(looped, tmp_path, capsys):
     assert other["pairs"] == 3
     assert other["psnr_db"] is None
     assert result["size"] == [32, 40]
+
+
+def test_the_stages_table_says_where_the_time_goes():
+    times = {"decode": 250.0, "denoise": 1500.0, "total": 2000.0}
+    contestants = [
+        {"name": "whole", "steps": 4, "stages_ms": times},
+        {"name": "codec", "steps": 0, "stages_ms": {"decode": 250.0, "total": 250.0}},
+    ]
+    lines = stages_table({"contestants": contestants}).splitlines()
+    assert lines[0] == "| receiver | steps | decode, s | denoise, s | total, s |"
+    assert lines[2:] == [
+        "| whole | 4 | 0.25 (12%) | 1.5 (75%) | 2 (100%) |",
+        "| codec | 0 | 0.25 (100%) | – | 0.25 (100%) |",
+    ]
 
 
 def test_one_that_comes_first_may_take_fewer_turns(looped, tmp_path, capsys):
