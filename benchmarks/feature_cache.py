@@ -227,7 +227,7 @@ def run(options: argparse.Namespace) -> int:
     progress = Progress("jscc bench feature-cache")
     rows = []
     try:
-        for steps, every in itertools.product(options.steps, options.every):
+        for steps, every in settings(options.steps, options.every):
             cache = Cache(every, options.depth)
             receiver = Receiver(bundle, backend=CachingBackend(inner, cache), selftest=False)
             rows.append(_row(receiver, airings, grid, steps, cache, lpips, progress.advance))
@@ -247,6 +247,12 @@ def run(options: argparse.Namespace) -> int:
     if options.json is not None:
         write_result(options.json, "feature-cache", document)
     return 0
+
+
+def settings(steps: Sequence[int], every: Sequence[int]) -> list[tuple[int, int]]:
+    """Every number of steps with every "one whole of so many"; of more than all, all."""
+    pairs = ((count, min(each, count)) for count, each in itertools.product(steps, every))
+    return list(dict.fromkeys(pairs))
 
 
 def _check_depth(depth: int, specs: Mapping[str, StageSpec]) -> None:

@@ -164,19 +164,21 @@ class DistilStage:
         steps = self.params["steps"][_below(len(self.params["steps"]), generator)]
         rows = self.rows(steps)
         last = _below(len(rows), generator)
+        weights, terms = self.params["weights"], {}
         with mixed(self.device):
             with torch.no_grad():
                 received, snr_db = self.link.send(image, generator)
                 hint = Hint(self.link.latent(received), snr_db)
                 state = self._follow(self.model, rows[:last], hint, generator)
-                target = self._target(state, level_of(rows[last]), hint)
             clean = self._clean(self.model, state, level_of(rows[last]), hint)
             picture = self.renderer(clean, received).float()
-            terms = {"target": (clean - target).square().mean()}
+            if weights["target"]:
+                with torch.no_grad():
+                    target = self._target(state, level_of(rows[last]), hint)
+                terms["target"] = (clean - target).square().mean()
             if self.lpips is not None:
                 terms["lpips"] = self.lpips(2 * picture - 1, 2 * image - 1).mean()
         terms["picture"] = 2 * (picture - image).abs().mean()
-        weights = self.params["weights"]
         loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
         return terms | {"loss": loss}
 

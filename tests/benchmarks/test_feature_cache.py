@@ -14,7 +14,7 @@ import tiny_checkpoint
 import tiny_convolutions
 from alexnet_weights import random_weights
 from jscc.__main__ import main
-from jscc.benchmarks.feature_cache import Cache
+from jscc.benchmarks.feature_cache import Cache, settings
 from jscc.calibration.lpips import LPIPS_FILES
 from jscc.export.models.unet import Control, Unet
 from jscc.export.systems.diffjscc import Denoise
@@ -131,3 +131,9 @@ def test_the_whole_command(tmp_path, words, capsys):
     Image.fromarray(tiny_convolutions.photos(1, 64, 600)["0.png"]).save(large / "wide.png")
     assert measure(bundle, *words, "--images", large) != 0
     assert "wide.png: got 64x600, expected sides of at most" in capsys.readouterr().err
+
+
+def test_what_would_be_the_same_is_measured_once():
+    pairs = [(3, 1), (3, 2), (3, 3), (2, 1), (2, 2), (1, 1)]
+    assert settings((3, 2, 1), (1, 2, 3)) == pairs
+    assert settings((2,), (5,)) == [(2, 2)]

@@ -1,5 +1,6 @@
 """The networks' own recipes, on synthetic pictures and with tiny networks."""
 
+import argparse
 import dataclasses
 import math
 import re
@@ -206,6 +207,54 @@ def test_the_command_trains_resumes_and_packs(folder, tmp_path, monkeypatch):
     weights = load_file(packed / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float16}
     assert set(weights) == set(Af.from_config(config).state_dict())
+
+
+def test_a_setting_of_the_configuration_is_used_and_packed(folder, tmp_path, monkeypatch):
+    network = NETWORKS["af-96"]
+    small = dataclasses.replace(
+        network, config={**network.config, **TINY["af-96"]}, batch={"cpu": 2}, crops=(32, 64)
+    )
+    monkeypatch.setitem(NETWORKS, "af-96", small)
+    command = ["--network", "af-96", "--data", str(folder), "--out", str(tmp_path), "--steps", "1"]
+    usual = small.config["c_out"]
+    train_networks.main([*command, "--set", f"c_out={usual // 2}"])
+    packed = tmp_path / "packed" / "af-96"
+    config = yaml.safe_load((packed / "config.yaml").read_text())
+    assert config == {**small.config, "c_out": usual // 2}
+    assert set(load_file(packed / "model.safetensors")) == set(Af.from_config(config).state_dict())
+    assert NETWORKS["af-96"].config["c_out"] == usual
+
+
+def test_a_setting_inside_another(monkeypatch):
+    usual = {"rank": 16, "weights": {"lpips": 0.5, "target": 1.0}}
+    changed = train_networks.configured(usual, [("weights.lpips", 0), ("rank", 4)])
+    assert changed == {"rank": 4, "weights": {"lpips": 0, "target": 1.0}}
+    assert usual["weights"]["lpips"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("weights.dists=1", "--set: got 'weights.dists', expected one of rank, weights.lpips"),
+        ("ranks=1", "--set: got 'ranks', expected one of rank"),
+        ("rank.more=1", "--set: got 'rank.more', expected one of rank"),
+        ("weights=1", "--set weights: got 1, expected a value such as"),
+        ("rank=4.5", "--set rank: got 4.5, expected a value such as 16"),
+        ("rank=true", "--set rank: got True, expected a value such as 16"),
+        ("weights.lpips=much", "--set weights.lpips: got 'much', expected a value such as 0.5"),
+    ],
+)
+def test_settings_that_a_network_does_not_have(setting, shown):
+    usual = {"rank": 16, "weights": {"lpips": 0.5}}
+    with pytest.raises(DataError) as caught:
+        train_networks.configured(usual, [train_networks.setting(setting)])
+    assert str(caught.value).startswith(shown)
+
+
+@pytest.mark.parametrize("text", ["rank", "=3", "rank=", "rank=[1", "rank=null"])
+def test_what_is_no_setting(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected NAME=VALUE"):
+        train_networks.setting(text)
 
 
 def test_weights_that_float16_cannot_hold_are_not_packed(codec_out):
