@@ -14,11 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jscc.calibration import formats
 from jscc.calibration.collect import Collected, collect, send_all
 from jscc.calibration.graph import drop_unused, read_graph
 from jscc.calibration.half import convert_to_half, overflowing
 from jscc.calibration.layers import Layer, kept, layers_of
 from jscc.calibration.quantize import quantise, rounding_error, store_weights
+from jscc.calibration.ranges import LEVELS
 from jscc.calibration.rewrite import Place, rewrite
 from jscc.calibration.search import Found, Key, search
 from jscc.calibration.sensitivity import sensitivity
@@ -40,10 +42,12 @@ if TYPE_CHECKING:
     from jscc.calibration.lpips import Lpips
     from jscc.calibration.trials import Budget, Cost
 
-INT8, FP16 = "int8", "fp16"
+INT8, FP16, FP8 = "int8", "fp16", "fp8"
+FORMATS = {INT8: formats.INT8, FP8: formats.FP8}  # those that round activations
 WEIGHTS = "weights-int8"  # eight bits on disk, float32 from the moment they are loaded
-PRECISIONS = (INT8, FP16, WEIGHTS)
+PRECISIONS = (INT8, FP16, FP8, WEIGHTS)
 FULL = "fp32"
+ESTIMATOR = "mse"  # unless another is asked for
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Order:
         grid: What is received, to measure and to try.
         budget: What may be lost.
         stages: Those to convert; None for what `convertible` names.
-        estimator: One of `jscc.calibration.ranges.ESTIMATORS`.
+        estimator: One of `jscc.calibration.ranges.ESTIMATORS`, of int8.
         smoothing: The α of SmoothQuant; None leaves it out.
         keep: Regular expressions of more layers that keep their precision.
         deny: Whether the layers of `jscc.calibration.layers.kept` keep it.
@@ -68,7 +72,7 @@ class Order:
     grid: Grid
     budget: Budget
     stages: tuple[str, ...] | None = None
-    estimator: str = "mse"
+    estimator: str = ESTIMATOR
     smoothing: float | None = None
     keep: tuple[str, ...] = ()
     deny: bool = True
@@ -185,7 +189,7 @@ def record_of(
         **describe,
         "made_by": f"jscc-edge {metadata.version('jscc-edge')}",
         "precision": order.precision,
-        "estimator": order.estimator if order.precision == INT8 else None,
+        "estimator": estimator_of(order) if order.precision in FORMATS else None,
         "smoothing": order.smoothing,
         "channel": order.grid.channel,
         "snrs_db": list(order.grid.snrs_db),
@@ -205,6 +209,11 @@ def record_of(
     }
 
 
+def estimator_of(order: Order) -> str:
+    """What picks where activations clip: nothing, of floats, whose steps grow with the values."""
+    return order.estimator if order.precision == INT8 else "minmax"
+
+
 def _mib(bundle: Bundle) -> float:
     return sum(entry.size for entry in bundle.manifest.files.values()) / 2**20
 
@@ -221,11 +230,11 @@ def _checked(source: Bundle, order: Order) -> tuple[str, ...]:
         raise UsageError(
             "E_CALIBRATE", "--budget: got none, expected psnr=, lpips= or agreement=. Give one."
         )
-    if order.smoothing is not None and order.precision != INT8:
+    if order.smoothing is not None and order.precision not in FORMATS:
         raise UsageError(
             "E_CALIBRATE",
-            f"--smooth: got it with precision {order.precision}, expected {INT8}: nothing else "
-            "rounds activations. Leave it out.",
+            f"--smooth: got it with precision {order.precision}, expected {' or '.join(FORMATS)}: "
+            "nothing else rounds activations. Leave it out.",
         )
     host = host_sides(source.manifest)
     if host:
@@ -383,7 +392,7 @@ class _Work:
                 layers,
                 model.graph.outputs,
                 order.keep,
-                usual=order.deny and order.precision == INT8,
+                usual=order.deny and order.precision in FORMATS,
             )
             reasons |= {(stage, name): why for name, why in held.items()}
             chosen[stage] = tuple(layer.name for layer in layers if layer.name not in held)
@@ -416,6 +425,7 @@ class _Work:
             {stage: self._steps(collected, stage) for stage in self._stages},
             [airing for airing in self._airings if airing.name == first],
             order.grid,
+            FORMATS[order.precision],
             threads=order.threads,
             progress=self._progress,
         )
@@ -423,10 +433,11 @@ class _Work:
     def _steps(self, collected: Collected, stage: str) -> Callable[[str], float]:
         ranges = collected.ranges.get(stage, {})
         known: dict[str, float] = {}
+        share = LEVELS / FORMATS[self._order.precision].largest
 
         def step_of(name: str) -> float:
             if name not in known:
-                known[name] = ranges[name].scale(self._order.estimator)
+                known[name] = ranges[name].scale(estimator_of(self._order)) * share
             return known[name]
 
         return step_of
@@ -450,7 +461,8 @@ class _Work:
             elif wanted and self._order.precision == WEIGHTS:
                 store_weights(model, wanted)
             elif wanted:
-                quantise(model, wanted, self._steps(collected, stage))
+                form = FORMATS[self._order.precision]
+                quantise(model, wanted, self._steps(collected, stage), form)
             elif base is self._source:
                 continue
             drop_unused(model)

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jscc.calibration.air import CHANNELS
-from jscc.calibration.calibrate import PRECISIONS, Images, Order, Outcome, calibrate
+from jscc.calibration.calibrate import (
+    ESTIMATOR,
+    INT8,
+    PRECISIONS,
+    Images,
+    Order,
+    Outcome,
+    calibrate,
+)
 from jscc.calibration.collect import Grid
 from jscc.calibration.images import describe_images, find_images
 from jscc.calibration.lpips import LPIPS_MIN_SIDE, load_lpips
@@ -91,7 +99,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--precision",
         choices=PRECISIONS,
         default=PRECISIONS[0],
-        help="weights-int8 is for small files only: it computes in float32 (default int8)",
+        help="fp8 is for GPUs that have it; weights-int8 is for small files only: it computes in "
+        "float32 (default int8)",
     )
     add_output(parser, "OUT.jscc", "bundle to write")
     parser.add_argument(
@@ -111,9 +120,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--ranges",
         choices=ESTIMATORS,
-        default="mse",
         dest="estimator",
-        help="where int8 clips (default mse)",
+        help=f"where int8 clips (default {ESTIMATOR})",
     )
     parser.add_argument(
         "--smooth",
@@ -142,6 +150,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _order(options: argparse.Namespace, manifest: Manifest, budget: Budget) -> Order:
+    if options.estimator is not None and options.precision != INT8:
+        raise UsageError(
+            "E_CALIBRATE",
+            f"--ranges: got it with precision {options.precision}, expected {INT8}: nothing else "
+            "clips. Leave it out.",
+        )
     grid = Grid(
         snrs_db=options.snr or usual_snrs(manifest),
         steps=options.steps,
@@ -154,7 +168,7 @@ def _order(options: argparse.Namespace, manifest: Manifest, budget: Budget) -> O
         grid=grid,
         budget=budget,
         stages=options.stages,
-        estimator=options.estimator,
+        estimator=options.estimator or ESTIMATOR,
         smoothing=options.smooth,
         keep=tuple(options.keep),
         deny=not options.no_deny,

@@ -11,7 +11,7 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jscc.calibration.calibrate import FP16, INT8, WEIGHTS
+from jscc.calibration.calibrate import FORMATS, FP8, FP16, INT8, WEIGHTS, estimator_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,6 +34,7 @@ _STYLE = {
 _MOST_STEPS = 12
 _RANKED_BY = {
     INT8: "rounding error / output power",
+    FP8: "rounding error / output power",
     FP16: "largest value",
     WEIGHTS: "rounding error / weights' power",
 }
@@ -58,9 +59,9 @@ def markdown(outcome: Outcome, plot: str) -> str:
         f"- Tried on {outcome.tried} receptions of other images, with the same symbols and noise.",
         f"- {converted / 1e6:.3g} of {total / 1e6:.3g} million weights are converted.",
     ]
-    if order.precision == INT8:
+    if order.precision in FORMATS:
         smoothing = f", SmoothQuant with α = {order.smoothing:g}" if order.smoothing else ""
-        lines.append(f"- Ranges by {order.estimator}{smoothing}; weights per output feature.")
+        lines.append(f"- Ranges by {estimator_of(order)}{smoothing}; weights per output feature.")
     lines += ["", f"![Sensitivity and ranges]({plot})", "", "## Attempts", ""]
     lines += _attempts(outcome)
     lines += ["", "## Cost by SNR", "", *_by_snr(outcome.cost)]

@@ -2,7 +2,7 @@
 
 Beside every layer a second one is put that reads the rounded input and has the rounded weights; it
 only tells how far it is off and nobody reads it. So one reception measures all layers at once, each
-on exact inputs, in the engine's own integer arithmetic.
+on exact inputs, in the engine's own arithmetic.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jscc.calibration.collect import receive
+from jscc.calibration.formats import INT8
 from jscc.calibration.graph import drop_unused
 from jscc.calibration.layers import Layer, layers_of
 from jscc.calibration.probe import Probe
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from jscc.calibration.collect import Airing, Grid
+    from jscc.calibration.formats import Format
     from jscc.runtime.bundle import Bundle
     from jscc.runtime.ports import Array
 
@@ -35,6 +37,7 @@ def sensitivity(
     steps_of: Mapping[str, Callable[[str], float]],
     airings: Sequence[Airing],
     grid: Grid,
+    form: Format = INT8,
     *,
     threads: int | None,
     progress: Callable[[str], None],
@@ -44,9 +47,10 @@ def sensitivity(
     Args:
         bundle: In full precision.
         chosen: By stage, the names of the layers that are to be quantised.
-        steps_of: By stage, the step of a tensor's integers.
+        steps_of: By stage, what a stored 1 of a tensor stands for.
         airings: What is received.
         grid: How.
+        form: Of the rounded numbers.
         threads: Of the engine.
         progress: Told of each reception.
 
@@ -59,7 +63,7 @@ def sensitivity(
         if not chosen.get(stage):
             return ()
         wanted = [layer for layer in layers_of(model) if layer.name in chosen[stage]]
-        return add_doubles(model, wanted, steps_of[stage])
+        return add_doubles(model, wanted, steps_of[stage], form)
 
     def tell(stage: str, fed: Mapping[str, Array], tensors: Mapping[str, Array]) -> None:
         del fed
@@ -78,7 +82,10 @@ def sensitivity(
 
 
 def add_doubles(
-    model: ir.Model, layers: Sequence[Layer], step_of: Callable[[str], float]
+    model: ir.Model,
+    layers: Sequence[Layer],
+    step_of: Callable[[str], float],
+    form: Format = INT8,
 ) -> tuple[str, ...]:
     """Put a rounded double beside each of `layers`; the names of what they tell."""
     doubles = []
@@ -97,7 +104,7 @@ def add_doubles(
     for layer, double in zip(layers, doubles, strict=True):
         names += _compare(model, layer, double.output)
     # Quantising lets everybody who reads a convolution's output read it rounded: the comparisons.
-    quantise(model, doubles, lambda name: step_of(exact.get(name, name)))
+    quantise(model, doubles, lambda name: step_of(exact.get(name, name)), form)
     drop_unused(model)
     return tuple(names)
 

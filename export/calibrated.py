@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-INT8 = "int8"
+INT8, FP8 = "int8", "fp8"
 _OWN = ("--precision", "--calib", "--calib-option", "--output", "-o")  # of this way of exporting
 _FLAGS = ("--single-file",)  # that concern the last bundle only
 
@@ -29,8 +29,8 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calib",
         metavar="DIR",
-        help="images to calibrate with, needed by --precision int8; with fp16, the islands are "
-        "chosen by what they show, and the loss is measured",
+        help="images to calibrate with, needed by --precision int8 and fp8; with fp16, the islands "
+        "are chosen by what they show, and the loss is measured",
     )
     parser.add_argument(
         "--calib-option",
@@ -48,11 +48,11 @@ def is_calibrated(arguments: argparse.Namespace) -> bool:
         UsageError: ``E_CALIBRATE``, images and precision do not go together.
     """
     calib, precision = arguments.calib, arguments.precision
-    if (precision == INT8 and calib is None) or (calib is not None and precision == "fp32"):
+    if (precision in (INT8, FP8) and calib is None) or (calib is not None and precision == "fp32"):
         raise UsageError(
             "E_CALIBRATE",
             f"--precision {precision}: got {'no --calib' if calib is None else '--calib'}, "
-            "expected --precision int8 or fp16 together with --calib DIR. Give both.",
+            "expected --precision int8, fp8 or fp16 together with --calib DIR. Give both.",
         )
     if arguments.calib_option and calib is None:
         raise UsageError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from jscc.export.calibrated import INT8, add_calibration, export_calibrated, is_calibrated
+from jscc.export.calibrated import FP8, INT8, add_calibration, export_calibrated, is_calibrated
 from jscc.export.exporter import Order, export, raise_on_terminate
 from jscc.export.extra import parse_extra
 from jscc.export.gather import Request, gather
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         help="weights of --vae tiny, in the format of TAESD, TAEF2 or diffusers' AutoencoderTiny; "
         "repeat it for encoder and decoder; default: the reference weights' own, with these",
     )
-    parser.add_argument("--precision", choices=("fp32", "fp16", INT8), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "fp16", INT8, FP8), default="fp32")
     add_calibration(parser)
     parser.add_argument("--size", default="dynamic", metavar="HxW|dynamic")
     parser.add_argument(

@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime as ort
 
 from jscc.runtime.backends.attention import fused
-from jscc.runtime.backends.unsigned import is_x86, unsigned
+from jscc.runtime.backends.quantised import computes_in_float, is_x86, unsigned
 from jscc.runtime.errors import BundleError, JsccError, UnavailableError, UsageError
 from jscc.runtime.external import External, FileChangedError
 from jscc.runtime.graphs import ExternalTensor, summarise
@@ -344,8 +344,7 @@ def _options(graph: bytes, threads: int, *, watched: bool) -> ort.SessionOptions
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    if b"DequantizeLinear" in graph and b"QuantizeLinear" not in graph:
-        # Eight-bit weights of a float network: made float32 now, once, instead of in every run.
+    if computes_in_float(graph):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if watched:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

@@ -156,13 +156,48 @@ def test_half_precision_converts_what_int8_keeps(looped, tmp_path):
     assert outcome.sizes[1] < outcome.sizes[0]
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
-@pytest.mark.parametrize("estimator", ["minmax", "entropy"])
-def test_the_result_passes_its_own_self_test(looped, tmp_path, precision, estimator):
+@pytest.mark.parametrize(
+    ("precision", "estimator", "recorded"),
+    [
+        ("int8", "minmax", "minmax"),
+        ("int8", "entropy", "entropy"),
+        ("fp16", "entropy", None),
+        ("fp8", "entropy", "minmax"),
+    ],
+)
+def test_the_result_passes_its_own_self_test(looped, tmp_path, precision, estimator, recorded):
     order = order_of(tmp_path, precision=precision, estimator=estimator, deny=False)
     opened = Bundle.open(calibrated(looped, order).bundle.path)
     Receiver(opened, selftest=True)
-    assert opened.manifest.calibration["estimator"] == (estimator if precision == "int8" else None)
+    assert opened.manifest.precision == precision
+    assert opened.manifest.calibration["estimator"] == recorded
+
+
+def test_eight_bit_floats_keep_what_integers_keep(looped, tmp_path):
+    """The same layers, with a pair on what each reads alone."""
+    both = {
+        precision: calibrated(
+            looped,
+            order_of(
+                tmp_path,
+                precision=precision,
+                place=Place(tmp_path / precision),
+                budget=Budget(psnr=9.0),
+            ),
+        )
+        for precision in ("int8", "fp8")
+    }
+    assert both["fp8"].kept == both["int8"].kept
+    assert both["fp8"].found.returned == both["int8"].found.returned == ()
+    assert both["fp8"].cost.agreement_db > 15
+    types = onnx.TensorProto
+    for precision, dtype in (("int8", types.INT8), ("fp8", types.FLOAT8E4M3FN)):
+        graph = onnx.ModelProto.FromString(both[precision].bundle.graph("denoise")).graph
+        small = [t for t in graph.initializer if t.data_type == dtype and t.dims]
+        assert sum(int(np.prod(t.dims)) for t in small) > 0
+    assert operators(both["fp8"].bundle, "denoise").count("QuantizeLinear") < operators(
+        both["int8"].bundle, "denoise"
+    ).count("QuantizeLinear")
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -290,7 +325,7 @@ def test_the_backend_asks_the_engine_for_that(looped, tmp_path, monkeypatch):
     assert "session.disable_quant_qdq" not in {key for key, _ in seen}
 
 
-def test_only_int8_is_smoothed(looped, tmp_path):
+def test_only_rounded_activations_are_smoothed(looped, tmp_path):
     for precision in ("fp16", "weights-int8"):
         order = order_of(tmp_path, precision=precision, smoothing=0.5)
         refused(looped, order, "--smooth: got it with precision")

@@ -95,7 +95,7 @@ def test_no_weight_moves_by_more_than_half_its_step(weights, axis):
     stored = quantise_weights(weights, axis)
     steps = stored.steps.reshape([-1 if a == axis else 1 for a in range(3)])
     assert stored.steps.shape == (weights.shape[axis],)
-    assert stored.integers.min() >= -127  # so that -w is as exact as w
+    assert stored.numbers.min() >= -127  # so that -w is as exact as w
     assert np.all(np.abs(stored.floats - weights) <= steps / 2 * (1 + 1e-5) + 1e-30)
 
 
@@ -142,7 +142,7 @@ def test_a_convolution_computes_what_integers_do(groups):
 def test_weights_too_small_for_a_step_become_zero():
     stored = quantise_weights(np.float32([[1e-45, -1e-44], [1.0, 0.5]]), 0)
     assert np.all(stored.steps >= np.finfo(np.float32).tiny)
-    assert not stored.integers[0].any()
+    assert not stored.numbers[0].any()
 
 
 def test_a_matrix_product_computes_what_integers_do():

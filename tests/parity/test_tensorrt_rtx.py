@@ -73,7 +73,7 @@ def test_no_system_is_left_out() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 def test_half_and_integers_are_taken(
     precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from jscc.runtime.backends.unsigned import ZERO_POINT, unsigned
+from jscc.runtime.backends.quantised import ZERO_POINT, unsigned
 
 
 def rounded(name, step):

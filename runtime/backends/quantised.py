@@ -1,17 +1,22 @@
-"""Unsigned: integers as x86 multiplies them, uint8 by int8, out of a graph that any engine reads.
+"""Quantised: how ONNX Runtime takes a graph whose layers calibration wrote in eight bits.
 
-A calibrated graph rounds activations to int8 around 0, which TensorRT asks for. On x86, ONNX
-Runtime turns them into uint8 around 128 by itself, but not where a rounded tensor has several
-readers; the convolutions on both sides of it then fall back to float32. The activations of such a
-graph share one zero point, so that the same change is one tensor of one byte: the integers move by
-128 and stand for the same values.
+Integers become what x86 multiplies, uint8 by int8, out of a graph that any engine reads. A
+calibrated graph rounds activations to int8 around 0, which TensorRT asks for. On x86, ONNX Runtime
+turns them into uint8 around 128 by itself, but not where a rounded tensor has several readers; the
+convolutions on both sides of it then fall back to float32. The activations of such a graph share
+one zero point, so that the same change is one tensor of one byte: the integers move by 128 and
+stand for the same values.
+
+Eight-bit floats no processor here multiplies: they are rounded as the graph says, and the layers
+compute in float32, which shows what a GPU that has them will receive.
 """
 
 import platform
 
 from jscc.runtime.onnx_wire import BYTES, Reader, Value
 
-ZERO_POINT = "int8_zero_point"  # what calibration calls the zero point of all activations
+# What calibration calls the zero point of all activations.
+ZERO_POINT, FLOAT8_ZERO_POINT = "int8_zero_point", "float8_zero_point"
 
 _GRAPH, _INITIALIZER = 7, 5  # fields of ModelProto, GraphProto
 _NAME, _RAW = 8, 9  # of TensorProto
@@ -23,6 +28,17 @@ _X86 = ("x86_64", "amd64", "i386", "i686")
 def is_x86() -> bool:
     """Whether this processor has x86's instructions."""
     return platform.machine().lower() in _X86
+
+
+def computes_in_float(graph: bytes) -> bool:
+    """Whether the layers of a graph with eight-bit numbers are to run in float32 all the same.
+
+    Either only its weights have eight bits, which are made float32 once, when they are loaded, or
+    its numbers are eight-bit floats.
+    """
+    if b"DequantizeLinear" not in graph:
+        return False
+    return b"QuantizeLinear" not in graph or FLOAT8_ZERO_POINT.encode() in graph
 
 
 def unsigned(graph: bytes) -> bytes:
