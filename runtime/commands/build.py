@@ -17,6 +17,7 @@ from jscc.runtime.tensorrt.cache import ENGINE, EngineCache, EngineKey, hash_gra
 from jscc.runtime.tensorrt.library import RTX, Library, load_library
 from jscc.runtime.tensorrt.progress import Announcer, left
 from jscc.runtime.tensorrt.spans import Span, parse_shapes, stage_spans, usual_images
+from jscc.runtime.tensorrt.timings import TimingsKey, keep_timings, read_timings
 from jscc.runtime.terminal import notice, say, say_json, table
 
 
@@ -185,13 +186,12 @@ def _build_all(
 ) -> Iterator[Row]:
     """Build one after the other; a failure is said and the next one built."""
     begun, done, total = time.monotonic(), 0, sum(job.nodes for job in jobs)
-    timings = b""
     for number, job in enumerate(jobs, 1):
         row = None if force else _found(job, cache)
         if row is None:
             estimate = left(done / max(1, total), time.monotonic() - begun)
             what = f"{job.plan.stage} for {job.key.target}, {number} of {len(jobs)}{estimate}"
-            row, timings = _build(job, library, cache, timings, f"jscc build: {what}")
+            row = _build(job, library, cache, f"jscc build: {what}")
             if force and row.error is None:
                 cache.forgive(job.key, spared=row.file)
         if row.error is not None:
@@ -218,18 +218,18 @@ def _found(job: Job, cache: EngineCache) -> Row | None:
     return Row(*about, None, name, kept.plan.nbytes)
 
 
-def _build(
-    job: Job, library: Library, cache: EngineCache, timings: bytes, what: str
-) -> tuple[Row, bytes]:
+def _build(job: Job, library: Library, cache: EngineCache, what: str) -> Row:
     plan, key = job.plan, job.key
-    announcer = Announcer(notice, what)
+    announcer, timed = Announcer(notice, what), TimingsKey.of(job.key)
     try:
+        timings = read_timings(cache.folder, timed)
         built = build_engine(library, plan, announcer.advance, timings)
         path = cache.keep(key, plan.spans, built.data, built.parse_s + built.build_s)
     except JsccError as error:
-        return Row(plan.stage, key.target, job.nodes, plan.spans, error), timings
+        return Row(plan.stage, key.target, job.nodes, plan.spans, error)
+    keep_timings(cache.folder, timed, built.timings)
     announcer.finish()
-    row = Row(
+    return Row(
         plan.stage,
         key.target,
         job.nodes,
@@ -240,7 +240,6 @@ def _build(
         round(built.parse_s, 3),
         round(built.build_s, 3),
     )
-    return row, built.timings or timings
 
 
 def _document(

@@ -14,6 +14,7 @@ from jscc.runtime.tensorrt.engine import Engine, EngineError, Place, load_engine
 from jscc.runtime.tensorrt.progress import Announcer
 from jscc.runtime.tensorrt.shelf import Sizes
 from jscc.runtime.tensorrt.spans import Span
+from jscc.runtime.tensorrt.timings import TimingsKey, keep_timings, read_timings
 
 Tell = Callable[[str], None]
 _MOST_NOTES = 16  # of a session; the latest stay
@@ -110,8 +111,11 @@ class Supply:
         begun = time.monotonic()
         what = f"stage {self.stage!r}: building an engine for {', '.join(map(str, spans))}"
         announcer = Announcer(self._tell, what)
-        built = build_engine(library, wanted, announcer.advance, self._timings)
+        timed = TimingsKey.of(self._key)
+        timings = self._timings or read_timings(self._cache.folder, timed)
+        built = build_engine(library, wanted, announcer.advance, timings)
         self._timings = built.timings
+        keep_timings(self._cache.folder, timed, built.timings)
         announcer.finish()
         name = ""
         try:

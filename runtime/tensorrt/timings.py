@@ -1,0 +1,85 @@
+"""TensorRT timings: what one build measured of a device's tactics, for those of later processes.
+
+A file for each library version and kind of device lies beside the engines, under the same rules: in
+a folder of this user's own, checked before use, and of no use at worst; it may be deleted at any
+time. RTX's builds measure nothing, so there are no files of theirs.
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from jscc.runtime.errors import JsccError
+from jscc.runtime.output_files import write_file
+from jscc.runtime.private_folder import check_owner, check_private, make_private
+from jscc.runtime.tensorrt.cache import ENGINE, EngineKey
+from jscc.runtime.trust import open_folder, open_regular, read_span, size_of
+
+SUFFIX: Final = ".timings"
+LARGEST: Final = 1 << 28  # bytes of a file
+
+
+@dataclass(frozen=True)
+class TimingsKey:
+    """What timings hold for.
+
+    Attributes:
+        library: With its version.
+        target: Kind of device, as in `EngineKey`.
+    """
+
+    library: str
+    target: str
+
+    @classmethod
+    def of(cls, key: EngineKey) -> "TimingsKey":
+        """Those of an engine's builds."""
+        return cls(key.library, key.target)
+
+    @property
+    def line(self) -> bytes:
+        """What a file begins with."""
+        return json.dumps(asdict(self), sort_keys=True).encode() + b"\n"
+
+    @property
+    def file_name(self) -> str:
+        """Where they lie."""
+        return f"{hashlib.sha256(self.line).hexdigest()[:40]}{SUFFIX}"
+
+
+def read_timings(folder: Path, key: TimingsKey) -> bytes:
+    """What was kept for `key`; empty where nothing was, or where it is not to be trusted."""
+    path = folder / key.file_name
+    if not path.is_file():
+        return b""
+    try:
+        with open_folder(folder, asset=ENGINE) as opened:
+            check_private(opened, folder, ENGINE)
+            with open_regular(path.name, asset=ENGINE, folder=opened) as descriptor:
+                check_owner(descriptor, str(path), ENGINE)
+                size = size_of(descriptor)
+                if size > LARGEST:
+                    return b""
+                data = read_span(descriptor, str(path), 0, size, asset=ENGINE)[0].tobytes()
+    except JsccError:
+        return b""
+    digest, _, timings = data[len(key.line) :].partition(b"\n")
+    whole = data.startswith(key.line) and digest == _digest(timings)
+    return timings if whole else b""
+
+
+def keep_timings(folder: Path, key: TimingsKey, timings: bytes) -> None:
+    """Write them for the next process; what keeps it from that costs time only."""
+    if not timings or len(timings) > LARGEST:
+        return
+    with suppress(JsccError):
+        make_private(folder, ENGINE)
+        content = b"".join((key.line, _digest(timings), b"\n", timings))
+        write_file(folder / key.file_name, content, force=True)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
