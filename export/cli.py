@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE[:WEIGHT]",
         help="low-rank change to merge into the diffusion UNet, such as a few-step student's "
-        "(LCM-LoRA, TCD-LoRA: add --sampler lcm or tcd and --steps 4); may be repeated; default "
-        "weight: 1",
+        "(LCM-LoRA, TCD-LoRA: add --sampler lcm or tcd and --steps 4), or reference:NAME; may be "
+        "repeated; default weight: 1",
     )
     parser.add_argument("--licence", default="unknown", help="licence of the weights, recorded")
     parser.add_argument("--text", choices=("none", "fixed", "side"), default="none")

@@ -22,7 +22,15 @@ from jscc.export.load import rename
 from jscc.export.lora import read_lora
 from jscc.export.models.tiny_autoencoder import tiny_names, tiny_shape
 from jscc.export.recognise import Recognised, family_names, find_family, must_match, recognise
-from jscc.export.roles import REFERENCE, by_role, config_path, own_tiny, reference_folder
+from jscc.export.roles import (
+    REFERENCE,
+    REFERENCE_LICENCE,
+    by_role,
+    config_path,
+    own_lora,
+    own_tiny,
+    reference_folder,
+)
 from jscc.export.source import CheckpointSource, NetworkFiles, RandomSource, configured
 from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError, UsageError
@@ -35,7 +43,6 @@ if TYPE_CHECKING:
     from jscc.export.source import Config, WeightSource
     from jscc.export.system import System
 
-REFERENCE_LICENCE = "Apache-2.0"
 CONTROL_PREFIX = "control_model."
 CODEC = "codec"
 TINY = "tiny"
@@ -142,7 +149,7 @@ def gather(system: System, request: Request) -> tuple[WeightSource, Mapping[str,
         tensors,
         config,
         next(iter(networks.values())).folder,
-        _loras(system, request, config),
+        _loras(system, request, config, next(iter(networks.values())).files.name),
     )
     defaults = {key: value for each in networks.values() for key, value in each.receiver.items()}
     return source, defaults
@@ -180,7 +187,7 @@ def _tiny(request: Request) -> tuple[Mapping[str, torch.Tensor], NetworkFiles]:
     return add_prefix(halves, f"{TINY}."), NetworkFiles(files, licence, own)
 
 
-def _loras(system: System, request: Request, config: Config) -> tuple[Lora, ...]:
+def _loras(system: System, request: Request, config: Config, checkpoint: str) -> tuple[Lora, ...]:
     """The LoRAs of the request, held to the system's UNet before any long work begins."""
     if not request.loras:
         return ()
@@ -191,6 +198,13 @@ def _loras(system: System, request: Request, config: Config) -> tuple[Lora, ...]
             f"--lora {request.loras[0]}: got a LoRA for a system without a diffusion UNet in the "
             "latent space, expected none. Leave it out, or use --model diffjscc.",
         )
+    for text in request.loras:
+        if text.startswith(REFERENCE) and not own_lora(text, checkpoint):
+            raise UsageError(
+                "E_LORA",
+                f"--lora {text}: got it with another checkpoint, expected the reference weights "
+                "that it was made for. Give a LoRA of your checkpoint.",
+            )
     with torch.device("meta"):
         prefix, unet = configured(lambda: build(config))
     return tuple(

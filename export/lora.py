@@ -24,6 +24,7 @@ from jscc.export.lora_keys import PEFT, Keys, shown, sort_keys
 from jscc.export.lora_settings import Settings, read_settings
 from jscc.export.models.unet import Unet
 from jscc.export.models.unet_names import diffusers_names
+from jscc.export.roles import REFERENCE, REFERENCE_LICENCE, WEIGHTS, reference_folder
 from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError, UsageError
 from jscc.runtime.manifest import NetworkSource
@@ -44,6 +45,7 @@ class Lora:
 
     Attributes:
         checkpoint: The file.
+        name: What it is called in records.
         weight: What the caller multiplies its change by; in the pairs' scales already.
         licence: Of the file, recorded as given.
         prefix: Of the UNet's weights in the system's checkpoint.
@@ -52,6 +54,7 @@ class Lora:
     """
 
     checkpoint: Checkpoint
+    name: str
     weight: float
     licence: str
     prefix: str
@@ -60,14 +63,14 @@ class Lora:
 
     def describe(self) -> NetworkSource:
         """The manifest's record of the file."""
-        name = f"{self.checkpoint.path.name}, weight {self.weight:g}"
+        name = f"{self.name}, weight {self.weight:g}"
         return NetworkSource(name=name, sha256=self.checkpoint.sha256, licence=self.licence)
 
 
 def read_lora(
     text: str, prefix: str, unet: Unet, *, licence: str = "unknown", encodes_text: bool = False
 ) -> Lora:
-    """Read ``FILE[:WEIGHT]`` and hold it to `unet`, which may be on the meta device.
+    """Read a LoRA, see `parse_lora`, and hold it to `unet`, which may be on the meta device.
 
     Args:
         text: Path of a safetensors or torch file, and what to multiply the change by (1).
@@ -85,6 +88,7 @@ def read_lora(
             nothing but zeros; or as `read_checkpoint`.
     """
     path, weight = parse_lora(text)
+    own = text.startswith(REFERENCE)
     if os.path.isdir(path):
         raise UsageError(
             "E_LORA", f"--lora {text}: got a folder, expected a file. Give the one in it."
@@ -113,18 +117,31 @@ def read_lora(
         pairs[layer] = Pair(keys["up"], keys["down"], weight * scale)
     _check_values(where, tensors, pairs)
     notes = tuple(_notes(layers, skipped, settings))
-    return Lora(checkpoint, weight, licence, prefix, pairs, notes)
+    name = f"{REFERENCE}{path.parent.name}" if own else checkpoint.path.name
+    licence = REFERENCE_LICENCE if own else licence
+    return Lora(checkpoint, name, weight, licence, prefix, pairs, notes)
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
     """``FILE[:WEIGHT]`` to path and weight; a file of that whole name comes first.
 
+    ``reference:NAME[:WEIGHT]`` means this project's own weights of that name.
+
     Raises:
-        UsageError: ``E_LORA``, the weight is no finite number, or 0.
+        UsageError: ``E_LORA``, the weight is no finite number, or 0; ``E_REFERENCE``, there are no
+            own weights of that name.
     """
+    if text.startswith(REFERENCE):
+        own, colon, number = text.removeprefix(REFERENCE).partition(":")
+        weight = _weight(text, number) if colon else 1.0
+        return reference_folder(own, "--lora") / WEIGHTS, weight
     name, colon, number = text.rpartition(":")
     if not (colon and name) or os.path.exists(text):
         return Path(text), 1.0
+    return Path(name), _weight(text, number)
+
+
+def _weight(text: str, number: str) -> float:
     try:
         weight = float(number)
     except ValueError:
@@ -135,7 +152,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
             f"--lora {text}: got the weight {number!r}, expected a finite number other than 0. "
             "Write FILE:0.8, or FILE alone for 1.",
         )
-    return Path(name), weight
+    return weight
 
 
 def merge_into(module: nn.Module, loras: Sequence[Lora]) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from jscc.runtime.errors import UsageError
 
 REFERENCE = "reference:"
+REFERENCE_LICENCE = "Apache-2.0"
+WEIGHTS = "model.safetensors"  # in a folder of REFERENCES
 REFERENCES = Path(__file__).parent / "reference"
 TINY_SUFFIX = "-tiny"  # after the name of a latent diffusion model: its own tiny autoencoder
 ARCHITECTURE = "architecture:"
@@ -87,6 +89,18 @@ def own_tiny(checkpoints: Sequence[str], reference: str | None) -> str | None:
         return None
     own = f"{names[0]}{TINY_SUFFIX}"
     return f"{REFERENCE}{own}" if (REFERENCES / own / "config.yaml").is_file() else None
+
+
+def own_lora(text: str, checkpoint: str) -> bool:
+    """Whether a LoRA of the reference weights was made for a checkpoint.
+
+    Args:
+        text: ``reference:NAME[:WEIGHT]``.
+        checkpoint: What was named as the checkpoint, or is taken where nothing was.
+    """
+    name = text.removeprefix(REFERENCE).partition(":")[0]
+    base = checkpoint.removeprefix(REFERENCE)
+    return checkpoint.startswith(REFERENCE) and name.startswith(f"{base}-")
 
 
 def architecture_names() -> tuple[str, ...]:
