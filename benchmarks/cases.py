@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jscc.benchmarks.probe import make_sides, make_symbols
+from jscc.benchmarks.report import board
 from jscc.runtime.backends import engines
 from jscc.runtime.backends.base import Backend
 from jscc.runtime.bundle import Bundle
@@ -144,6 +145,6 @@ def heading(document: Mapping[str, Any], how: str) -> dict[str, str]:
         + (", ".join(loops) or "no steps"),
         "engine": f"{record['backend']} on {', '.join(sorted(set(record['providers'].values())))}, "
         f"{threads} threads",
-        "machine": f"{machine['cpu']}, {machine['threads']} threads",
+        "machine": f"{machine['cpu']}, {machine['threads']} threads{board(machine)}",
         "commit": str(document["commit"]),
     }

@@ -32,6 +32,10 @@ SUITES = {
         "jscc.benchmarks.feature_cache",
         "Measure whether reusing a denoiser's inner features pays, against fewer steps.",
     ),
+    "tegrastats": (
+        "jscc.benchmarks.tegrastats_log",
+        "Tell a Jetson's power, energy, memory, clocks and heat from a log of tegrastats.",
+    ),
     "export": (
         "jscc.benchmarks.exports",
         "Measure what exporting published networks takes, at their real size.",

@@ -1,8 +1,9 @@
 """Energy: joules that this machine's own counters give for a piece of work, where it has any.
 
-Sources, found below ``/sys`` or by NVIDIA's library:
+Sources, found below ``/sys`` or by NVIDIA's library or program:
 
-ina3221     current and voltage of a Jetson's rails, which ``tegrastats`` reads too
+ina3221     current and voltage of a Jetson's rails
+tegrastats  the same by NVIDIA's program, where those files are elsewhere or hidden
 rapl        energy of Intel's and AMD's processors: their packages, and memory where it is apart
 nvml        energy or power of an NVIDIA device, counted only when it is what runs
 
@@ -17,15 +18,12 @@ from types import TracebackType
 from typing import Protocol
 
 from jscc.benchmarks.nvml import find_nvml
+from jscc.benchmarks.tegrastats import find_tegrastats, whole
 
 Clock = Callable[[], float]
 
 SYS = Path("/sys")
 NOTHING = "energy: this machine has no counter"
-# Rails that carry everything; the others of the same board are parts of them.
-_WHOLE = ("VDD_IN", "VIN", "POM_5V_IN")
-# Fed by VIN_SYS_5V0, which is counted.
-_INNER = ("VDDQ_VDD2_1V8AO",)
 _SAMPLE_S = 0.05
 _WRAP_S = 10.0
 
@@ -212,6 +210,9 @@ def find_counters(*, gpu: bool, root: Path = SYS) -> tuple[tuple[Counter, ...], 
     rails = _rails(root / "class" / "hwmon")
     if rails:  # of the whole module, its GPU included
         return (InaCounter(rails),), ""
+    module = find_tegrastats(Integral(time.monotonic))
+    if module is not None:
+        return (module,), ""
     counters: list[Counter] = []
     zones, reason = _zones(root / "class" / "powercap")
     if zones:
@@ -259,10 +260,8 @@ def _rails(folder: Path) -> dict[str, tuple[Path, Path]]:
             label = _text(monitor / f"in{number}_label")
             files = monitor / f"in{number}_input", monitor / f"curr{number}_input"
             if label not in ("", "NC") and all(_readable(file) for file in files):
-                found[f"ina3221 {label}"] = files
-    whole = [name for name in found if name.removeprefix("ina3221 ") in _WHOLE]
-    inner = [f"ina3221 {name}" for name in _INNER]
-    return {name: found[name] for name in whole or [name for name in found if name not in inner]}
+                found[label] = files
+    return {f"ina3221 {label}": found[label] for label in whole(found)}
 
 
 def _readable(path: Path) -> bool:

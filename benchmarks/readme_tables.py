@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from jscc.benchmarks import receivers, systems
+from jscc.benchmarks.report import board
 from jscc.runtime.commands.options import make_parser
 from jscc.runtime.errors import DataError
 from jscc.runtime.output_files import write_file
@@ -121,7 +122,7 @@ def measured(result: Mapping[str, Any]) -> str:
     library, _, precision = str(result.get("engine") or "onnxruntime").partition("-")
     engine = f"{LIBRARIES[library]} {versions[library]}{precision and f' in {precision}'}"
     return (
-        f"Measured on {machine['cpu']}, {machine['threads']} threads, with Python "
+        f"Measured on {machine['cpu']}, {machine['threads']} threads{board(machine)}, with Python "
         f"{versions['python']} and {engine}, "
         f"at commit {commit[:10]}{'+' if commit.endswith('+') else ''}.\n"
     )

@@ -35,12 +35,21 @@ def provenance() -> dict[str, object]:
 
 
 def machine() -> dict[str, object]:
-    """Processor, the threads that this process may use, memory in MiB and system."""
-    return {
-        name: value
-        for name, value in asdict(describe_machine()).items()
-        if name not in ("available_mib", "nvidia")
-    }
+    """Processor, threads that this process may use, memory in MiB, system; a Jetson's settings."""
+    found = asdict(describe_machine())
+    left_out = ["available_mib", "nvidia", *["jetson"] * (found["jetson"] is None)]
+    return {name: value for name, value in found.items() if name not in left_out}
+
+
+def board(machine: Mapping[str, Any]) -> str:
+    """A recorded Jetson and what its speed depends on, behind a comma; nothing elsewhere."""
+    jetson = machine.get("jetson")
+    if jetson is None:
+        return ""
+    pinned = {True: "clocks pinned", False: "clocks not pinned", None: "clocks unknown"}
+    mode = f"power mode {jetson['power_mode'] or 'unknown'}"
+    words = [jetson["model"], jetson["l4t"] and f"Jetson Linux {jetson['l4t']}", mode]
+    return "".join(f", {word}" for word in [*words, pinned[jetson["clocks_pinned"]]] if word)
 
 
 def versions() -> dict[str, str]:

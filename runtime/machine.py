@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from jscc.runtime.jetson import Jetson, describe_jetson
+
 # Instruction sets that change how fast a graph runs; others are left out.
 _FEATURES = (
     *("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
@@ -37,6 +39,7 @@ class Machine:
         memory_mib: Memory of the machine or of the container, whichever is less; None if unknown.
         available_mib: What is left of it now; None if unknown.
         nvidia: Whether an NVIDIA device is visible.
+        jetson: The board, if it is one of these.
     """
 
     system: str
@@ -47,6 +50,7 @@ class Machine:
     memory_mib: int | None
     available_mib: int | None
     nvidia: bool
+    jetson: Jetson | None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def describe_machine() -> Machine:
         memory_mib=total,
         available_mib=available,
         nvidia=any(os.path.exists(path) for path in _NVIDIA),
+        jetson=describe_jetson(),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jscc.runtime.commands.options import add_engine, add_json, make_parser
 from jscc.runtime.errors import JsccError
+from jscc.runtime.jetson import Jetson
 from jscc.runtime.machine import (
     Machine,
     Provider,
@@ -28,6 +29,8 @@ _PYTHON = (3, 10)
 _DEVICE = ("numpy", "onnxruntime", "PIL")
 _ENGINES = ("openvino",)  # what `--engine` offers beside the device's own
 _HOST = ("torch", "onnx", "onnxscript", "safetensors")
+_HOST_PYTHON = (3, 11)  # which PyPI's wheels of onnxruntime-gpu for aarch64 begin with, too
+_ELSEWHERE = "export on another machine, with Python 3.11 or newer"
 # Listed by the engine, but it calls a service on the network: nothing of a bundle runs there.
 _REMOTE = ("AzureExecutionProvider",)
 _UNAVAILABLE = 69
@@ -93,6 +96,24 @@ def _machine(machine: Machine) -> Mapping[str, str]:
         "instructions": " ".join(machine.features) or "unknown",
         "memory": memory,
         "NVIDIA device": "yes" if machine.nvidia else "none visible",
+        **({} if machine.jetson is None else _jetson(machine.jetson)),
+    }
+
+
+def _jetson(jetson: Jetson) -> Mapping[str, str]:
+    """The board, and what its speed depends on."""
+    jetpack = "" if jetson.jetpack is None else f" (JetPack {jetson.jetpack})"
+    pinned = {True: "pinned", False: "not pinned", None: "unknown"}[jetson.clocks_pinned]
+    ranges = [
+        f"{name} {low:g}" + f" to {high:g}" * (low != high)
+        for name, (low, high) in jetson.clocks_mhz.items()
+    ]
+    return {
+        "board": jetson.model or "a Jetson, which one is hidden",
+        "Jetson Linux": f"{jetson.l4t}{jetpack}" if jetson.l4t else "unknown",
+        "CUDA toolkit": jetson.cuda or "unknown",
+        "power mode": jetson.power_mode or "unknown",
+        "clocks": ", ".join([pinned, *(f"{each} MHz" for each in ranges)]),
     }
 
 
@@ -107,9 +128,10 @@ def _python() -> Check:
 def _optional(name: str, use: str) -> Check:
     """Whether a module that only some need is installed; it is looked up, not imported."""
     version = version_of(name)
-    if version is None:
-        return Check(name, ABSENT, use, INSTALL[name])
-    return Check(name, OK, version)
+    if version is not None:
+        return Check(name, OK, version)
+    exporting = name in _HOST and sys.version_info[:2] < _HOST_PYTHON
+    return Check(name, ABSENT, use, _ELSEWHERE if exporting else INSTALL[name])
 
 
 def _module(name: str) -> Check:
@@ -129,9 +151,16 @@ def _providers(machine: Machine) -> list[Check]:
         return [Check("providers", FAILED, f"{type(error).__name__}: {error}", "see onnxruntime")]
     checks = [_provider(provider) for provider in found]
     if machine.nvidia and not any(p.works and p.name.startswith("CUDA") for p in found):
-        remedy = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
-        checks.append(Check("CUDA", ABSENT, "a device that no provider uses", remedy))
+        checks.append(Check("CUDA", ABSENT, "a device that no provider uses", _gpu(machine)))
     return checks
+
+
+def _gpu(machine: Machine) -> str:
+    """How a device of NVIDIA's is used. PyPI's wheels for aarch64 are for servers."""
+    arm = machine.architecture == "aarch64" and sys.version_info[:2] < _HOST_PYTHON
+    if machine.jetson is not None or arm:
+        return "receive with --engine tensorrt; PyPI has no onnxruntime-gpu for this machine"
+    return "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
 
 def _provider(provider: Provider) -> Check:

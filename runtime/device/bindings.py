@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jscc.runtime.errors import UnavailableError
+from jscc.runtime.jetson import cuda_bindings
 
-_INSTALL = "pip install cuda-bindings nvidia-cuda-nvrtc"
+_PACKAGES = "cuda-bindings nvidia-cuda-nvrtc"  # a Jetson has NVRTC in its toolkit
 _NO_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "NVRTC_ERROR_OUT_OF_MEMORY")
 
 
@@ -41,7 +42,8 @@ def import_cuda() -> Cuda:
         got = "nothing" if isinstance(error, ModuleNotFoundError) else str(error)
         raise UnavailableError(
             "E_MODULE",
-            f"module 'cuda.bindings': got {got}, expected it installed. Run: {_INSTALL}",
+            f"module 'cuda.bindings': got {got}, expected it installed. "
+            f"Run: pip install {cuda_bindings() or _PACKAGES}",
         ) from error
     return Cuda(driver, nvrtc)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jscc.runtime.errors import UnavailableError
+from jscc.runtime.jetson import cuda_bindings
 from jscc.runtime.ports import Array
 
-INSTALL = "pip install cuda-bindings"
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 _OLD_DRIVER = "cudaErrorInsufficientDriver"
 _MAJOR, _MINOR = "cudaDevAttrComputeCapabilityMajor", "cudaDevAttrComputeCapabilityMinor"
@@ -181,5 +181,7 @@ def _import_api() -> Any:
         except Exception as error:  # a library without its driver raises anything
             raise _broken(f"module {name!r}", f"{type(error).__name__} {str(error)!r}") from error
     raise UnavailableError(
-        "E_MODULE", f"module 'cuda.bindings': got nothing, expected it installed. Run: {INSTALL}"
+        "E_MODULE",
+        "module 'cuda.bindings': got nothing, expected it installed. "
+        f"Run: pip install {cuda_bindings() or 'cuda-bindings'}",
     ) from missing

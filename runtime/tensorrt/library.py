@@ -17,6 +17,7 @@ never executed; tests stand a fake in, with the libraries' own words.
 """
 
 import importlib
+import platform
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -25,18 +26,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from jscc.runtime.errors import BundleError, StorageError, UnavailableError
 from jscc.runtime.graphs import ExternalTensor
+from jscc.runtime.jetson import TENSORRT, describe_jetson
 
 FULL, RTX = "tensorrt", "tensorrt_rtx"
-REMEDIES: Final[Mapping[str, str]] = {
-    FULL: "Take JetPack's, or run: pip install 'jscc-edge[tensorrt]' (or [tensorrt-rtx])",
-    RTX: "Run: pip install 'jscc-edge[tensorrt-rtx]'",
-}
 _MEMORY_WORDS = ("out of memory", "outofmemory", "could not be allocated", "mem_alloc_failed")
 _NO_CUDA = "cuda initialization failure"  # newer versions call it a warning
 _KEPT_LINES = 64
@@ -262,10 +260,21 @@ def load_library(name: str | None = None) -> Library:
             failures[each] = found or f"{type(error).__name__} {short(str(error))!r}"
     tried = " or ".join(repr(each) for each in failures)
     got = next((text for text in failures.values() if text != "nothing"), "nothing")
-    remedy = REMEDIES[name or FULL]
     raise UnavailableError(
-        "E_MODULE", f"module {tried}: got {got}, expected it installed. {remedy}"
+        "E_MODULE", f"module {tried}: got {got}, expected it installed. {_remedy(name or FULL)}"
     )
+
+
+def _remedy(name: str) -> str:
+    """How a library comes to this machine; PyPI has RTX for x86_64 only."""
+    kind = platform.machine()
+    x86 = kind in ("x86_64", "AMD64")
+    if name == RTX:
+        install = "Run: pip install 'jscc-edge[tensorrt-rtx]'"
+        return install if x86 else f"There is none for {kind}: build on the device, without --ahead"
+    if describe_jetson() is not None:
+        return f"Run: {TENSORRT}"
+    return "Run: pip install 'jscc-edge[tensorrt]'" + " (or [tensorrt-rtx])" * x86
 
 
 @lru_cache(maxsize=4)

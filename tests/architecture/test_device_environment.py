@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+import tegrastats_lines
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.receiver import Receiver
@@ -160,6 +161,22 @@ def test_a_picture_crosses_the_radio(device, shared_bundles, tmp_path):
         there = np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int)
         here = receive_here(Path(bundle), tmp_path / "heard.npy").astype(int)
         assert np.abs(there - here).max() <= 1  # rounding; ONNX Runtime versions differ
+
+
+def test_a_device_measures_itself(device, shared_bundles, tmp_path):
+    """README.md, "Jetson": neither command needs more than the device has."""
+    codec = shared_bundles["codec"].path
+    ran = device.run(
+        *("jscc", "bench", codec, "--size", "24x40", "--runs", "1", "--json", "bench.json"),
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stderr
+    stored = json.loads((tmp_path / "bench.json").read_text())
+    assert stored["latency_ms"]["end_to_end"]["p50"] > 0
+    (tmp_path / "power.log").write_text("\n".join(tegrastats_lines.AGX_ORIN_THREE))
+    ran = device.run("jscc", "bench", "tegrastats", "power.log", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "26.08 J" in ran.stdout
 
 
 def receive_here(path: Path, symbols: Path) -> npt.NDArray[np.uint8]:

@@ -11,12 +11,12 @@ from jscc.runtime.errors import DataError, UsageError
 PLACE = "before\n<!-- table: one.json -->\nold\n<!-- end of table -->\nafter\n"
 
 
-def record(folder, kind="peers"):
+def record(folder, kind="peers", **machine):
     spread = {"median": 2.0, "min": 1.9, "max": 2.2}
     engine = {"name": "torch-eager", "wall_ms": spread, "peak_rss_mib": 2048.0}
     result = {
         "kind": kind,
-        "machine": {"cpu": "some processor", "threads": 2},
+        "machine": {"cpu": "some processor", "threads": 2, **machine},
         "versions": {"python": "3.11.7", "onnxruntime": "1.31.1"},
         "commit": "0123456789abcdef+",
         "pairs": [
@@ -76,6 +76,13 @@ def test_a_foreign_kind_is_named(tmp_path):
     record(tmp_path, kind="../evil")
     with pytest.raises(DataError, match=r"one\.json: got kind '\.\./evil'"):
         fill(PLACE, tmp_path)
+
+
+def test_a_table_of_a_jetson_says_its_power_mode(tmp_path):
+    board = {"model": "A Jetson", "l4t": "36.4.4", "power_mode": "25W", "clocks_pinned": True}
+    record(tmp_path, jetson=board)
+    words = "2 threads, A Jetson, Jetson Linux 36.4.4, power mode 25W, clocks pinned, with Python"
+    assert words in fill(PLACE, tmp_path)
 
 
 SYSTEMS = (

@@ -5,8 +5,10 @@ import subprocess
 
 import pytest
 
+from jetson_root import NANO, ORIN_NANO, make_root
 from jscc.benchmarks import report
-from jscc.benchmarks.report import commit, markdown_table, provenance, write_result
+from jscc.benchmarks.report import board, commit, markdown_table, provenance, write_result
+from jscc.runtime import jetson
 
 
 @pytest.fixture
@@ -47,6 +49,44 @@ def test_provenance_names_no_person_host_or_folder():
     assert set(found) == {"machine", "versions", "commit"}
     assert "/" not in json.dumps(found["versions"])
     assert "available_mib" not in found["machine"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            ORIN_NANO,
+            ", NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super, "
+            "Jetson Linux 36.4.4, power mode MAXN_SUPER, clocks not pinned",
+        ),
+        (
+            NANO,
+            ", NVIDIA Jetson Nano Developer Kit, Jetson Linux 32.7.1, power mode 10W, "
+            "clocks pinned",
+        ),
+        (
+            {"proc/sys/kernel/osrelease": "5.15.148-tegra"},
+            ", power mode unknown, clocks unknown",
+        ),
+    ],
+)
+def test_a_result_has_a_jetson_s_settings(tmp_path, monkeypatch, files, words):
+    monkeypatch.setattr(jetson, "ROOT", make_root(tmp_path / "board", files))
+    write_result(tmp_path / "a.json", "latency", provenance())
+    stored = json.loads((tmp_path / "a.json").read_text())["machine"]
+    assert board(stored) == words
+
+
+def test_a_result_has_the_clocks_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr(jetson, "ROOT", make_root(tmp_path, ORIN_NANO))
+    clocks = json.loads(json.dumps(provenance()))["machine"]["jetson"]["clocks_mhz"]
+    assert clocks["cpu0"] == [729.6, 1728.0]
+
+
+def test_results_of_other_machines_have_no_board():
+    stored = provenance()["machine"]
+    assert "jetson" not in stored
+    assert board(stored) == ""
 
 
 def test_a_result_says_its_kind_and_refuses_nan(tmp_path):

@@ -233,13 +233,21 @@ def test_what_cannot_be_asked_for(jscc, library, codec, out, options, words):
     assert ran.err.count("\n") == 1
 
 
-def test_no_library_is_one_line(jscc, monkeypatch, codec, out):
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("x86_64", "Run: pip install 'jscc-edge[tensorrt-rtx]'"),
+        ("aarch64", "There is none for aarch64: build on the device, without --ahead"),
+    ],
+)
+def test_no_library_is_one_line(jscc, monkeypatch, codec, out, kind, remedy):
     install(monkeypatch, None, None)
+    monkeypatch.setattr(tensorrt_library.platform, "machine", lambda: kind)
     ran = jscc("build", codec, "--ahead", "sm_89", "-o", out)
     assert ran.status == 69
     assert ran.err == (
         "jscc build: module 'tensorrt_rtx': got nothing, expected it installed. "
-        "Run: pip install 'jscc-edge[tensorrt-rtx]' [E_MODULE]\n"
+        f"{remedy} [E_MODULE]\n"
     )
     tensorrt_library.load_library.cache_clear()
 

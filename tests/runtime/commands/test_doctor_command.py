@@ -8,9 +8,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from jscc.runtime import machine
+from jetson_root import NANO, ORIN_NANO, make_root
+from jscc.runtime import jetson, machine
 from jscc.runtime.commands import doctor
 from jscc.runtime.machine import Provider
+from jscc.runtime.tensorrt import library
 
 
 def checks(ran):
@@ -127,3 +129,101 @@ def test_a_damaged_bundle(jscc, codec_bundle):
     ran = jscc("doctor", "--bundle", codec_bundle.path, "--json")
     assert ran.status == 69
     assert "SOURCE.md: got " in checks(ran)["bundle"]["found"]
+
+
+@pytest.fixture
+def board(tmp_path, monkeypatch):
+    """Makes this machine a Jetson on which nothing of NVIDIA's is installed."""
+    real = importlib.import_module
+
+    def without(name, package=None):
+        if name.partition(".")[0] in ("tensorrt", "tensorrt_rtx", "cuda"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, package)
+
+    def make(files=ORIN_NANO):
+        monkeypatch.setattr(jetson, "ROOT", make_root(tmp_path / "board", files))
+        monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+        monkeypatch.setattr(machine, "_NVIDIA", (sys.executable,))
+        monkeypatch.setattr(importlib, "import_module", without)
+        cpu = (Provider("CPUExecutionProvider", True, ""),)
+        monkeypatch.setattr(doctor, "probe_providers", lambda: cpu)
+
+    library.load_library.cache_clear()
+    yield make
+    library.load_library.cache_clear()
+
+
+def test_a_jetson_says_what_its_speed_depends_on(jscc, board):
+    board()
+    text = jscc("doctor").out
+    for line in (
+        "board          NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+        "Jetson Linux   36.4.4 (JetPack 6)",
+        "CUDA toolkit   12.6",
+        "power mode     MAXN_SUPER",
+        "clocks         not pinned, cpu0 729.6 to 1728 MHz, cpu4 729.6 to 1728 MHz, "
+        "17000000.gpu 306 to 1020 MHz",
+    ):
+        assert f"\n{line}\n" in text
+    assert jscc("doctor", "--json").json["machine"]["jetson"]["power_mode"] == "MAXN_SUPER"
+
+
+def test_pinned_clocks_are_one_number(jscc, board):
+    board(NANO)
+    text = jscc("doctor").out
+    assert "\nclocks         pinned, cpu0 1479 MHz, 57000000.gpu 921.6 MHz\n" in text
+
+
+def test_a_jetson_that_hides_all_says_so(jscc, board):
+    board({"proc/sys/kernel/osrelease": "5.15.148-tegra\n"})
+    text = jscc("doctor").out
+    assert "\nboard          a Jetson, which one is hidden\n" in text
+    assert "\npower mode     unknown\n" in text
+    assert "\nclocks         unknown\n" in text
+
+
+def test_other_machines_have_no_board(jscc):
+    ran = jscc("doctor")
+    assert "power mode" not in ran.out
+    assert jscc("doctor", "--json").json["machine"]["jetson"] is None
+
+
+@pytest.mark.parametrize(
+    ("files", "bindings"), [(ORIN_NANO, "'cuda-python==12.6.*'"), (NANO, "cuda-bindings")]
+)
+def test_a_jetson_is_told_what_is_right_there(jscc, board, files, bindings):
+    board(files)
+    ran = jscc("doctor", "--json")
+    assert ran.status == 0
+    found = checks(ran)
+    assert found["CUDA"]["remedy"] == (
+        "receive with --engine tensorrt; PyPI has no onnxruntime-gpu for this machine"
+    )
+    assert found["tensorrt"]["remedy"] == (
+        "sudo apt install python3-libnvinfer, and make the environment with "
+        "/usr/bin/python3 -m venv --system-site-packages"
+    )
+    assert found["CUDA device"]["remedy"] == f"pip install {bindings}"
+    remedies = " ".join(check["remedy"] for check in ran.json["checks"])
+    assert "onnxruntime-gpu && " not in remedies
+    assert "jscc-edge[tensorrt" not in remedies
+
+
+@pytest.mark.parametrize("oldest", [(9, 9), (3, 10)])
+def test_other_arm_machines_are_not_told_what_has_no_wheel(jscc, board, monkeypatch, oldest):
+    """PyPI has onnxruntime-gpu for aarch64 since Python 3.11, and TensorRT for RTX not at all."""
+    board({})
+    monkeypatch.setattr(doctor, "_HOST_PYTHON", oldest)
+    found = checks(jscc("doctor", "--json"))
+    assert ("pip install onnxruntime-gpu" in found["CUDA"]["remedy"]) == (oldest == (3, 10))
+    assert found["tensorrt"]["remedy"] == "pip install 'jscc-edge[tensorrt]'"
+
+
+def test_exporting_is_for_another_machine_where_python_is_too_old(jscc, monkeypatch):
+    monkeypatch.setattr(doctor, "version_of", lambda name: None)
+    monkeypatch.setattr(doctor, "_HOST_PYTHON", (9, 9))
+    found = checks(jscc("doctor", "--json"))
+    for name in ("torch", "onnx", "onnxscript", "safetensors"):
+        assert found[name]["remedy"] == "export on another machine, with Python 3.11 or newer"
+    assert found["openvino"]["remedy"] == "pip install 'jscc-edge[openvino]'"
