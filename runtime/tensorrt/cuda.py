@@ -11,8 +11,8 @@ from typing import Any
 
 from jscc.runtime.errors import UnavailableError
 from jscc.runtime.ports import Array
+from jscc.runtime.terminal import INSTALL
 
-INSTALL = "pip install cuda-bindings"
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 _OLD_DRIVER = "cudaErrorInsufficientDriver"
 _MAJOR, _MINOR = "cudaDevAttrComputeCapabilityMajor", "cudaDevAttrComputeCapabilityMinor"
@@ -181,5 +181,6 @@ def _import_api() -> Any:
         except Exception as error:  # a library without its driver raises anything
             raise _broken(f"module {name!r}", f"{type(error).__name__} {str(error)!r}") from error
     raise UnavailableError(
-        "E_MODULE", f"module 'cuda.bindings': got nothing, expected it installed. Run: {INSTALL}"
+        "E_MODULE",
+        f"module 'cuda.bindings': got nothing, expected it installed. Run: {INSTALL['cuda']}",
     ) from missing

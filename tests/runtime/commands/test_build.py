@@ -305,7 +305,7 @@ def test_doctor_names_what_is_missing_and_the_command(jscc, monkeypatch):
     assert ran.status == 0
     assert found["tensorrt"]["state"] == found["CUDA device"]["state"] == "absent"
     assert "pip install 'jscc-edge[tensorrt]'" in found["tensorrt"]["remedy"]
-    assert found["CUDA device"]["remedy"] == "pip install cuda-bindings"
+    assert found["CUDA device"]["remedy"] == "pip install 'jscc-edge[cuda]'"
     tensorrt_library.load_library.cache_clear()
 
 
