@@ -37,6 +37,24 @@ class Device:
         """A stream that does not wait for the default one."""
         return self._call("cudaStreamCreateWithFlags", self.api.cudaStreamNonBlocking)
 
+    def check(self) -> None:
+        """Hold the device to still answer; some faults of a run leave it to this process for good.
+
+        Raises:
+            UnavailableError: ``E_CUDA``.
+        """
+        try:
+            self._call("cudaDeviceSynchronize")
+        except UnavailableError as error:
+            if error.code != "E_CUDA":
+                return
+            got = error.message.partition(": got ")[2].partition(", expected")[0]
+            raise UnavailableError(
+                "E_CUDA",
+                f"device {self.name!r}: got {got}, expected it to go on. Start the program again, "
+                "and receive on the CPU if it stays.",
+            ) from error
+
     def wait(self, stream: Any) -> None:
         """Wait for all that was given to `stream`."""
         self._call("cudaStreamSynchronize", stream)
