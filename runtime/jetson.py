@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from jscc.runtime.terminal import INSTALL
+
 ROOT = Path("/")
 # JetPack by the first number of Jetson Linux.
 _JETPACKS = {"32": 4, "34": 5, "35": 5, "36": 6, "38": 7, "39": 7}
@@ -92,6 +94,12 @@ def cuda_bindings() -> str | None:
         return None
     release = jetson.cuda or ("12.6" if jetson.jetpack == 6 else None)  # of JetPack 6.1 and 6.2
     return None if release is None else f"'cuda-python=={release}.*'"
+
+
+def install_cuda() -> str:
+    """The command that adds cuda-python here."""
+    own = cuda_bindings()
+    return INSTALL["cuda"] if own is None else f"pip install {own}"
 
 
 def _power_mode(root: Path) -> str | None:

@@ -39,6 +39,7 @@ INSTALL = {
     "yaml": "pip install 'jscc-edge[export]'",
     "ftfy": "pip install 'jscc-edge[export]'",
     "openvino": "pip install 'jscc-edge[openvino]'",
+    "cuda": "pip install 'jscc-edge[cuda]'",
     "matplotlib": "pip install 'jscc-edge[bench]'",
     "av": "pip install 'jscc-edge[digital]'",
     "sionna": "pip install 'jscc-edge[digital]'",

@@ -33,6 +33,7 @@ _HOST_PYTHON = (3, 11)  # which PyPI's wheels of onnxruntime-gpu for aarch64 beg
 _ELSEWHERE = "export on another machine, with Python 3.11 or newer"
 # Listed by the engine, but it calls a service on the network: nothing of a bundle runs there.
 _REMOTE = ("AzureExecutionProvider",)
+_KERNEL = "unpack"  # a small one
 _UNAVAILABLE = 69
 
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     machine = describe_machine()
     checks = [_python(), *map(_module, _DEVICE), *_providers(machine)]
     checks += [_optional(name, "needed for --engine") for name in _ENGINES]
-    checks += _tensorrt(machine)
+    checks += [*_tensorrt(machine), _nvrtc()]
     checks += [_optional(name, "needed to export") for name in _HOST]
     if options.bundle is not None:
         checks.append(_selftest(options))
@@ -195,6 +196,25 @@ def _tensorrt(machine: Machine) -> list[Check]:
     except ModuleNotFoundError as error:
         checks.append(Check("CUDA device", ABSENT, f"module {error.name!r} is missing"))
     return checks
+
+
+def _nvrtc() -> Check:
+    """Whether the compiler of the kernels compiles one; it needs no device."""
+    name = "nvrtc"
+    try:
+        nvrtc = importlib.import_module("jscc.runtime.device.bindings").import_cuda().nvrtc
+        compiler = importlib.import_module("jscc.runtime.device.compiler")
+        targets = compiler.nvrtc_targets(nvrtc)
+        source = importlib.import_module("jscc.kernels.sources").source_of(_KERNEL)
+        compiler.compile_source(nvrtc, _KERNEL, source, targets[-1].removeprefix("sm_"))
+        found = f"{compiler.nvrtc_version(nvrtc)}, compiles for {', '.join(targets)}"
+        return Check(name, OK, found)
+    except JsccError as error:
+        broken = "got nothing" not in error.message
+        found = _finding(error) if broken else "needed to compile kernels for a CUDA device"
+        return Check(name, ABSENT, found, INSTALL["cuda"])
+    except ModuleNotFoundError as error:
+        return Check(name, ABSENT, f"module {error.name!r} is missing", "see above")
 
 
 def _finding(error: JsccError) -> str:

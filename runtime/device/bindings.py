@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jscc.runtime.errors import UnavailableError
-from jscc.runtime.jetson import cuda_bindings
+from jscc.runtime.jetson import install_cuda
 
-_PACKAGES = "cuda-bindings nvidia-cuda-nvrtc"  # a Jetson has NVRTC in its toolkit
 _NO_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "NVRTC_ERROR_OUT_OF_MEMORY")
 
 
@@ -33,17 +32,18 @@ def import_cuda() -> Cuda:
     """cuda-python as it is installed; the libraries behind it are opened by their first call.
 
     Raises:
-        UnavailableError: ``E_MODULE``, it is not installed.
+        UnavailableError: ``E_MODULE``, it is not installed, or does not load.
     """
     try:
         driver = importlib.import_module("cuda.bindings.driver")
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")
-    except ImportError as error:
-        got = "nothing" if isinstance(error, ModuleNotFoundError) else str(error)
+    except Exception as error:  # a broken installation raises anything
+        got = "nothing"
+        if not isinstance(error, ModuleNotFoundError):
+            got = f"{type(error).__name__} {_first_line(error)!r}"
         raise UnavailableError(
             "E_MODULE",
-            f"module 'cuda.bindings': got {got}, expected it installed. "
-            f"Run: pip install {cuda_bindings() or _PACKAGES}",
+            f"module 'cuda.bindings': got {got}, expected it installed. Run: {install_cuda()}",
         ) from error
     return Cuda(driver, nvrtc)
 
@@ -59,17 +59,21 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
     try:
         status, *values = function(*arguments)
     except RuntimeError as error:  # the library itself, or the function in it, is not there
-        words = str(error).strip().partition("\n")[0] or type(error).__name__
+        words = _first_line(error) or type(error).__name__
         raise UnavailableError(
             "E_CUDA",
-            f"{name}: got {words!r}, expected NVIDIA's libraries. Install the driver and "
-            "nvidia-cuda-nvrtc, or receive on the CPU.",
+            f"{name}: got {words!r}, expected NVIDIA's libraries. Install the driver and run "
+            f"{install_cuda()}, or receive on the CPU.",
         ) from error
     if int(status):
         raise failure_of(name, status)
     if not values:
         return None
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def failure_of(name: str, status: Any) -> UnavailableError:

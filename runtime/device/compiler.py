@@ -19,6 +19,15 @@ def nvrtc_version(nvrtc: Any) -> str:
     return f"{major}.{minor}"
 
 
+def nvrtc_targets(nvrtc: Any) -> tuple[str, ...]:
+    """Kinds of device that it compiles for, such as ``sm_90``.
+
+    Raises:
+        UnavailableError: ``E_CUDA``.
+    """
+    return tuple(f"sm_{each}" for each in call(nvrtc.nvrtcGetSupportedArchs))
+
+
 def options_for(architecture: str) -> tuple[str, ...]:
     """What the compiler is told; `architecture` such as ``90``."""
     return (f"--gpu-architecture=sm_{architecture}", *OPTIONS)
@@ -37,12 +46,12 @@ def compile_source(nvrtc: Any, kernel: str, source: str, architecture: str) -> b
         UnavailableError: ``E_CUDA``; ``E_CUDA_ARCHITECTURE``, this compiler does not know the
             device; ``E_KERNEL``, the source does not compile; ``E_MEMORY``.
     """
-    known = [int(each) for each in call(nvrtc.nvrtcGetSupportedArchs)]
-    if int(architecture) not in known:
+    known = nvrtc_targets(nvrtc)
+    if f"sm_{architecture}" not in known:
         raise UnavailableError(
             "E_CUDA_ARCHITECTURE",
             f"kernel {kernel!r}: got a device of architecture sm_{architecture}, expected one that "
-            f"NVRTC {nvrtc_version(nvrtc)} knows: {', '.join(f'sm_{each}' for each in known)}. "
+            f"NVRTC {nvrtc_version(nvrtc)} knows: {', '.join(known)}. "
             "Install another nvidia-cuda-nvrtc.",
         )
     name = f"{kernel}.cu".encode()

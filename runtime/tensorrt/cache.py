@@ -4,19 +4,17 @@ A file is named after all that its content depends on. Its first line says that 
 hash of the engine that follows; it is read whole and checked, and what was checked is what is used.
 The hash finds damage; that nobody else can write there, the folder's mode and owner have to see to.
 
-A library may crash on an engine instead of refusing it. While one is loaded a file beside it says
-so; where such a file outlived its process it becomes a tombstone, and the stage's engines are
-refused until somebody asks for new ones.
+Where a process ended by loading an engine (`jscc.runtime.tensorrt.traces`), its stage's engines
+are refused until somebody asks for new ones. What ends those that build it is not built for ever.
 """
 
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -27,17 +25,26 @@ from jscc.runtime.external import External
 from jscc.runtime.output_files import write_file
 from jscc.runtime.private_folder import check_owner, check_private, make_private
 from jscc.runtime.tensorrt.spans import Span
+from jscc.runtime.tensorrt.traces import (
+    BUILDING,
+    LOADING,
+    SUFFIX,
+    ended,
+    engine_of,
+    forget,
+    is_trace,
+    trace,
+)
 from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of, strict_json
 
 ENGINE: Final = Asset(DataError, "E_ENGINE", "Delete it; it is built again")
-SUFFIX, LOADING, CRASHED = ".engine", ".loading", ".crashed"
 FORMAT: Final = 1
 MOST: Final = 8  # engines of one size that are kept for a stage; the least recently used go
+MOST_ENDS: Final = 2  # of processes that built an engine; one may be a power cut
 # Codes of what is wrong with a file itself, so that removing it helps.
 DAMAGED: Final = frozenset(f"E_ENGINE_{each}" for each in ("HASH", "KEY", "FORMAT", "TRUNCATED"))
 _LINE = 1 << 16  # bytes of the first line
 _ABANDONED_S = 3600.0  # a file that is still not complete then never will be
-_PROCESS = f"{os.getpid()} {secrets.token_hex(8)}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,11 @@ class EngineKey:
     def stem(self) -> str:
         """What the names of its files begin with."""
         return _digest(json.dumps(asdict(self), sort_keys=True).encode())[:40]
+
+    @property
+    def named(self) -> str:
+        """What builds and loads it, and on what."""
+        return f"{self.library} for {self.target}{' with TF32' * self.tf32}"
 
     def file_name(self, spans: tuple[Span, ...]) -> str:
         """Where the cache keeps the engine for `spans`."""
@@ -102,6 +114,17 @@ class EngineCache:
         """
         return tuple(name for name in self._all() if name.startswith(key.stem))
 
+    def others(self, key: EngineKey) -> tuple[str, ...]:
+        """What engines of the same graph are for, where there is none for `key`."""
+        found = set()
+        with suppress(OSError, JsccError), self._opened() as folder:
+            for name in () if self.names(key) else self._all():
+                with suppress(OSError, JsccError, KeyError, TypeError):
+                    made = EngineKey(**self._head(folder, name)["key"])  # type: ignore[arg-type]
+                    if made.graph == key.graph:
+                        found.add(made.named)
+        return tuple(sorted(found))
+
     def listed(self, key: EngineKey) -> tuple[dict[str, tuple[Span, ...]], tuple[JsccError, ...]]:
         """Spans of the engines for `key` by file, and why others are left out.
 
@@ -131,7 +154,7 @@ class EngineCache:
         """
         where = self._where(name)
         with self._opened() as folder:
-            _check_survivor(folder, name, where)
+            _check_survived(folder, name, where)
             with open_regular(name, asset=ENGINE, folder=folder) as descriptor:
                 check_owner(descriptor, where, ENGINE)
                 size = size_of(descriptor)
@@ -165,12 +188,13 @@ class EngineCache:
         path = self.folder / key.file_name(spans)
         write_file(path, b"".join((line, plan)), force=True)
         with suppress(OSError, JsccError), self._opened() as folder:
+            forget(folder, path.name, BUILDING)
             self._tidy(folder, key, path.name, MOST - is_single(spans))
         return path
 
     def discard(self, *names: str) -> None:
         """Remove what is of no use, in a folder that is to be trusted."""
-        with suppress(JsccError), self._opened() as folder:
+        with suppress(OSError, JsccError), self._opened() as folder:
             _unlink(folder, names)
 
     def check_survived(self, key: EngineKey) -> None:
@@ -181,34 +205,45 @@ class EngineCache:
         """
         try:
             with self._opened() as folder:
-                for name in sorted(os.listdir(folder)):
-                    if name.startswith(key.stem):
-                        engine = name.removesuffix(LOADING).removesuffix(CRASHED)
-                        _check_survivor(folder, engine, self._where(engine))
+                engines = {engine_of(name) for name in os.listdir(folder)}
+                for name in sorted(each for each in engines if each.startswith(key.stem)):
+                    _check_survived(folder, name, self._where(name))
         except (OSError, JsccError) as error:
             if isinstance(error, DataError) and error.code == "E_ENGINE_CRASH":
                 raise
             # What is wrong with the folder `listed` and `keep` say.
 
+    def check_buildable(self, name: str) -> None:
+        """Refuse an engine that too many processes ended by building.
+
+        Raises:
+            DataError: ``E_ENGINE_KILLED``.
+        """
+        ends: tuple[str, ...] = ()
+        with suppress(OSError, JsccError), self._opened() as folder:
+            ends = ended(folder, name, BUILDING)
+        if len(ends) >= MOST_ENDS:
+            raise DataError(
+                "E_ENGINE_KILLED",
+                f"{self._where(name)}: got processes {', '.join(ends)} ended by building it, "
+                "expected it built. Free memory and run jscc build, or take smaller images.",
+            )
+
     def forgive(self, key: EngineKey, *, spared: str) -> None:
         """Forget that processes ended by engines of `key`; those but `spared` are removed."""
         with suppress(OSError, JsccError), self._opened() as folder:
-            for name in os.listdir(folder):
-                if name.startswith(key.stem) and name.endswith((LOADING, CRASHED)):
-                    engine = name.removesuffix(LOADING).removesuffix(CRASHED)
-                    _unlink(folder, (engine,), spared)
+            names = [name for name in os.listdir(folder) if name.startswith(key.stem)]
+            _unlink(folder, {engine_of(name) for name in names if is_trace(name)}, spared)
 
-    @contextmanager
-    def loading(self, name: str) -> Iterator[None]:
+    def loading(self, name: str) -> AbstractContextManager[None]:
         """Leave a trace on the disk for as long as the library may crash."""
-        trace = f"{name}{LOADING}"
+        return trace(self._opened, name, LOADING)
+
+    def building(self, name: str) -> AbstractContextManager[None]:
+        """Leave a trace on the disk for as long as the system may kill this process."""
         with suppress(OSError, JsccError), self._opened():
-            write_file(self.folder / trace, _PROCESS.encode(), force=True)
-        try:
-            yield
-        finally:
-            with suppress(OSError, JsccError), self._opened() as folder:
-                os.unlink(trace, dir_fd=folder)
+            _sweep(self.folder)
+        return trace(self._opened, name, BUILDING)
 
     def _where(self, name: str) -> str:
         return f"engine {str(self.folder / name)!r}"
@@ -295,11 +330,11 @@ def _sweep(folder: Path) -> None:
 
 def _unlink(folder: int, names: Iterable[str], spared: str = "") -> None:
     """Remove engines with their traces from an open folder; of `spared` the traces only."""
-    for name in names:
-        for each in (name, f"{name}{LOADING}", f"{name}{CRASHED}"):
+    gone = {*names}
+    for name in os.listdir(folder) if gone else ():
+        if engine_of(name) in gone and name != spared:
             with suppress(OSError):
-                if each != spared:
-                    os.unlink(each, dir_fd=folder)
+                os.unlink(name, dir_fd=folder)
 
 
 def _is_older(head: Mapping[str, Json], key: EngineKey) -> bool:
@@ -359,45 +394,18 @@ def _spans(value: Json, where: str) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _check_survivor(folder: int, name: str, where: str) -> None:
-    """Refuse an engine whose loading no process survived, and bury it."""
-    trace, tombstone = f"{name}{LOADING}", f"{name}{CRASHED}"
-    if (text := _text(folder, trace)) is not None and text != _PROCESS:
-        pid = text.partition(" ")[0]
-        if not (pid.isdecimal() and _is_other(int(pid))):
-            with suppress(OSError):
-                os.rename(trace, tombstone, src_dir_fd=folder, dst_dir_fd=folder)
-            raise _crash(where, text)
-    if (text := _text(folder, tombstone)) is not None:
-        raise _crash(where, text)
+def _check_survived(folder: int, name: str, where: str) -> None:
+    """Refuse an engine whose loading a process did not survive.
 
-
-def _text(folder: int, name: str) -> str | None:
-    """What a trace says; None where there is none."""
-    try:
-        with open_regular(name, asset=ENGINE, folder=folder) as descriptor:
-            return os.read(descriptor, 100).decode("ascii", "replace")
-    except (OSError, JsccError):
-        return None
-
-
-def _crash(where: str, text: str) -> DataError:
-    return DataError(
-        "E_ENGINE_CRASH",
-        f"{where}: got process {text.partition(' ')[0] or '?'} ended by loading it, expected one "
-        "that loads. Update the library, or run jscc build --force.",
-    )
-
-
-def _is_other(pid: int) -> bool:
-    """Whether `pid` is a living process besides this one."""
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return pid != os.getpid()
+    Raises:
+        DataError: ``E_ENGINE_CRASH``.
+    """
+    if ends := ended(folder, name, LOADING):
+        raise DataError(
+            "E_ENGINE_CRASH",
+            f"{where}: got process {ends[0]} ended by loading it, expected one that loads. "
+            "Update the library, or run jscc build --force.",
+        )
 
 
 def _digest(data: bytes | memoryview) -> str:

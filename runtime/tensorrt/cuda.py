@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jscc.runtime.errors import UnavailableError
-from jscc.runtime.jetson import cuda_bindings
+from jscc.runtime.jetson import install_cuda
 from jscc.runtime.ports import Array
 
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
@@ -36,6 +36,24 @@ class Device:
     def stream(self) -> Any:
         """A stream that does not wait for the default one."""
         return self._call("cudaStreamCreateWithFlags", self.api.cudaStreamNonBlocking)
+
+    def check(self) -> None:
+        """Hold the device to still answer; some faults of a run leave it to this process for good.
+
+        Raises:
+            UnavailableError: ``E_CUDA``.
+        """
+        try:
+            self._call("cudaDeviceSynchronize")
+        except UnavailableError as error:
+            if error.code != "E_CUDA":
+                return
+            got = error.message.partition(": got ")[2].partition(", expected")[0]
+            raise UnavailableError(
+                "E_CUDA",
+                f"device {self.name!r}: got {got}, expected it to go on. Start the program again, "
+                "and receive on the CPU if it stays.",
+            ) from error
 
     def wait(self, stream: Any) -> None:
         """Wait for all that was given to `stream`."""
@@ -182,6 +200,5 @@ def _import_api() -> Any:
             raise _broken(f"module {name!r}", f"{type(error).__name__} {str(error)!r}") from error
     raise UnavailableError(
         "E_MODULE",
-        "module 'cuda.bindings': got nothing, expected it installed. "
-        f"Run: pip install {cuda_bindings() or 'cuda-bindings'}",
+        f"module 'cuda.bindings': got nothing, expected it installed. Run: {install_cuda()}",
     ) from missing

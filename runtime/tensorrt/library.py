@@ -261,11 +261,11 @@ def load_library(name: str | None = None) -> Library:
     tried = " or ".join(repr(each) for each in failures)
     got = next((text for text in failures.values() if text != "nothing"), "nothing")
     raise UnavailableError(
-        "E_MODULE", f"module {tried}: got {got}, expected it installed. {_remedy(name or FULL)}"
+        "E_MODULE", f"module {tried}: got {got}, expected it installed. {remedy_for(name or FULL)}"
     )
 
 
-def _remedy(name: str) -> str:
+def remedy_for(name: str) -> str:
     """How a library comes to this machine; PyPI has RTX for x86_64 only."""
     kind = platform.machine()
     x86 = kind in ("x86_64", "AMD64")

@@ -19,6 +19,7 @@ from jscc.runtime.tensorrt.spans import symbols_of
 from jscc.runtime.tensorrt.supply import Supply
 
 PROVIDER = "cuda"
+MOST_SHORT = 3  # runs of one size in a row before the other backend takes it for good
 _NO_SIZES: Sizes = ()  # stands for all of them
 _Result = TypeVar("_Result")
 
@@ -27,7 +28,8 @@ class TensorRtSession:
     """One stage in TensorRT; thread-safe. `jscc.runtime.backends.base.Session`.
 
     Engines are loaded when they are first used. Sizes that no engine takes and none can be built
-    for are run by another backend, for as long as the session lives; `fallbacks` says so.
+    for are run by another backend, for as long as the session lives; `fallbacks` says so. It also
+    takes a single run that finds too little memory, and all runs once the device is lost.
 
     Args:
         entry: What the manifest says of the stage.
@@ -44,6 +46,7 @@ class TensorRtSession:
         self._symbols = symbols_of(entry)
         self._shelf = Shelf(supply.listed())
         self._failed: dict[Sizes, JsccError] = {}
+        self._short: dict[Sizes, int] = {}  # runs in a row that found too little memory
         self._turns: dict[Sizes, threading.Lock] = {}
         self._ran: set[str] = set()
         self._lock = threading.Lock()
@@ -66,14 +69,31 @@ class TensorRtSession:
             BundleError: ``E_GRAPH_PORTS``, ``E_GRAPH_EXTERNAL``: there is no engine for these
                 sizes, and the graph is not what the manifest says.
         """
-        sizes = check_ports(self._supply.stage, self.inputs, arrays)
-        chosen = self._choose(tuple((symbol, sizes[symbol]) for symbol in self._symbols))
-        if chosen is None:
-            session = self._spared_session()
-            self._ran.add(session.provider)
-            return session.run(arrays)
-        self._ran.add(PROVIDER)
-        slot, engine, profile = chosen
+        resolved = check_ports(self._supply.stage, self.inputs, arrays)
+        sizes = tuple((symbol, resolved[symbol]) for symbol in self._symbols)
+        chosen = self._choose(sizes)
+        results = None if chosen is None else self._attempt(*chosen, sizes, resolved, arrays)
+        if results is not None:
+            self._ran.add(PROVIDER)
+            return results
+        session = self._spared_session()
+        self._ran.add(session.provider)
+        return session.run(arrays)
+
+    def _attempt(
+        self,
+        slot: Slot,
+        engine: Engine,
+        profile: int,
+        sizes: Sizes,
+        resolved: Mapping[str, int],
+        arrays: Mapping[str, Array],
+    ) -> dict[str, Array] | None:
+        """What an engine makes of the arrays; None where the other backend has to do.
+
+        Raises:
+            UnavailableError: ``E_RUN``; ``E_MEMORY``, for a batch.
+        """
         names = engine.names
         fed = {
             port.name: np.require(arrays[port.name], requirements="C")
@@ -81,18 +101,32 @@ class TensorRtSession:
             if port.name in names
         }
         results: dict[str, Array] = {
-            port.name: np.empty(resolve(port, sizes), port.dtype) for port in self.outputs
+            port.name: np.empty(resolve(port, resolved), port.dtype) for port in self.outputs
         }
         try:
             self._relieved(lambda: engine.run(profile, fed, results), slot)
-        except RunError as error:
-            raise self._explain(error, fed) from error
-        except UnavailableError as error:
-            if error.code == "E_MEMORY":
-                raise
-            got = error.message.partition(", expected")[0].replace(": got ", " ")
-            raise self._explain(RunError(got), fed) from error
+        except (RunError, UnavailableError) as error:
+            failure = self._explain(error, fed)
+            if not self._is_passed_on(sizes, failure):
+                raise failure from error
+            return None
+        self._short.pop(sizes, None)
         return results
+
+    def _is_passed_on(self, sizes: Sizes, failure: UnavailableError) -> bool:
+        """Whether the other backend takes a run that failed; so it does from now on if need be."""
+        lost = self._supply.lost()
+        if lost is not None:
+            self._give_up(_NO_SIZES, lost)
+            return True
+        if failure.code != "E_MEMORY" or _may_fit_singly(sizes, failure):
+            return False
+        self._short[sizes] = self._short.get(sizes, 0) + 1
+        if self._short[sizes] < MOST_SHORT:
+            self._supply.note(f"stage {self._supply.stage!r} left a run to the CPU: {failure}")
+        else:
+            self._give_up(sizes, failure)
+        return True
 
     def _relieved(self, attempt: Callable[[], _Result], slot: Slot | None) -> _Result:
         """Try, and again with less on the device for as long as that is short of memory.
@@ -154,7 +188,9 @@ class TensorRtSession:
 
     def _leave(self, slot: Slot, sizes: Sizes, error: EngineError | JsccError) -> None:
         """Do without an engine that did not load."""
-        if _is_short(error):
+        if (lost := self._supply.lost()) is not None:
+            self._give_up(_NO_SIZES, lost)
+        elif _is_short(error):
             self._give_up(sizes, self._supply.too_little(error))
         elif isinstance(error, JsccError) and error.code in ("E_CUDA", "E_ENGINE_CRASH"):
             self._give_up(_NO_SIZES, error)
@@ -179,7 +215,9 @@ class TensorRtSession:
                 raise
             self._give_up(_NO_SIZES, error)
         except JsccError as error:
-            self._give_up(_NO_SIZES if error.code == "E_CUDA" else sizes, error)
+            lost = self._supply.lost()
+            everything = lost is not None or error.code == "E_CUDA"
+            self._give_up(_NO_SIZES if everything else sizes, lost or error)
         else:
             self._shelf.add(Slot(fresh.name, fresh.spans, engine))
 
@@ -197,7 +235,13 @@ class TensorRtSession:
                 self._spared = self._spare()
             return self._spared
 
-    def _explain(self, error: RunError, fed: Mapping[str, Array]) -> UnavailableError:
+    def _explain(
+        self, error: RunError | UnavailableError, fed: Mapping[str, Array]
+    ) -> UnavailableError:
+        if isinstance(error, UnavailableError):
+            if error.code == "E_MEMORY":
+                return error
+            error = RunError(error.message.partition(", expected")[0].replace(": got ", " "))
         where = f"stage {self._supply.stage!r} in {self._supply.named}"
         shown = ", ".join(f"{name} {describe(array)}" for name, array in fed.items())
         if error.memory:

@@ -102,18 +102,28 @@ class Supply:
         """Build an engine for exactly `sizes` and keep it.
 
         Raises:
+            DataError: ``E_ENGINE_KILLED``, building it ended other processes.
             JsccError: What `build_engine` raises.
         """
         library = self._place.library
         spans = (Span.exactly(dict(sizes)),) if sizes else ()
+        file = self._key.file_name(spans)
+        self._cache.check_buildable(file)
         target = self._key.target if self._key.target in library.targets() else None
         wanted = replace(self._plan, spans=spans, target=target, scratch=self._scratch())
+        if others := self._cache.others(self._key):
+            kept = "; ".join(others)
+            self._tell(
+                f"stage {self.stage!r}: engines that are kept are of {kept}; here is "
+                f"{self._key.named}"
+            )
         begun = time.monotonic()
         what = f"stage {self.stage!r}: building an engine for {', '.join(map(str, spans))}"
         announcer = Announcer(self._tell, what)
         timed = TimingsKey.of(self._key)
         timings = self._timings or read_timings(self._cache.folder, timed)
-        built = build_engine(library, wanted, announcer.advance, timings)
+        with self._cache.building(file):
+            built = build_engine(library, wanted, announcer.advance, timings)
         self._timings = built.timings
         keep_timings(self._cache.folder, timed, built.timings)
         announcer.finish()
@@ -122,7 +132,15 @@ class Supply:
             name = self._cache.keep(self._key, spans, built.data, time.monotonic() - begun).name
         except JsccError as error:
             self.note(f"stage {self.stage!r}: its engine is not kept: {error}")
-        return Fresh(name, self._key.file_name(spans), spans, built.data)
+        return Fresh(name, file, spans, built.data)
+
+    def lost(self) -> JsccError | None:
+        """Why nothing runs on the device any more, whatever is done; None where it may."""
+        try:
+            self._place.device.check()
+        except UnavailableError as error:
+            return error
+        return None
 
     def load_fresh(self, fresh: Fresh) -> Engine:
         """An engine just built.

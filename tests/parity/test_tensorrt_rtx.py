@@ -169,6 +169,7 @@ def test_cuda_python_takes_our_calls_and_answers_with_a_status(runtime: Any) -> 
     array, stream = np.zeros(4, np.float32), runtime.cudaStream_t(0)
     calls = (
         device.stream,
+        device.check,
         lambda: device.wait(stream),
         lambda: device.allocate(16),
         lambda: device.upload(1 << 20, array, stream),

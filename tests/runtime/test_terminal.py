@@ -4,13 +4,27 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from jscc.runtime import errors
-from jscc.runtime.terminal import Parser, Progress, notice, printable, run, say, say_json, table
+from jscc.runtime.tensorrt.library import FULL, RTX, remedy_for
+from jscc.runtime.terminal import (
+    INSTALL,
+    Parser,
+    Progress,
+    notice,
+    printable,
+    run,
+    say,
+    say_json,
+    table,
+)
 
 
 def raising(error):
@@ -203,3 +217,11 @@ def test_a_remark_replaces_the_line_of_progress(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream := Tty())
     notice("remark")
     assert stream.getvalue() == "\r\x1b[Kremark\n"
+
+
+def test_messages_name_extras_that_there_are():
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    text = " ".join([*INSTALL.values(), remedy_for(FULL), remedy_for(RTX)])
+    named = set(re.findall(r"jscc-edge\[([a-z-]+)\]", text))
+    assert {"cuda", "export", "tensorrt-rtx"} <= named <= set(extras)

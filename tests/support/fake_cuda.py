@@ -31,6 +31,7 @@ class Result(enum.IntEnum):
     NVRTC_ERROR_OUT_OF_MEMORY = 1
     NVRTC_ERROR_INVALID_OPTION = 5
     NVRTC_ERROR_COMPILATION = 6
+    NVRTC_ERROR_BUILTIN_OPERATION_FAILURE = 7
 
 
 class Status(enum.IntEnum):

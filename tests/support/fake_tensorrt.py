@@ -139,6 +139,9 @@ class FakeCuda:
         del self.streams[stream]
         return (self.status,)
 
+    def cudaDeviceSynchronize(self):
+        return (self.status,)
+
     def cudaStreamSynchronize(self, stream):
         work, self.streams[stream] = self.streams[stream], []
         for each in work:

@@ -133,12 +133,17 @@ def test_where_engines_of_another_folder_belong_is_said(jscc, library, codec, ou
     )
 
 
+def bury(engine):
+    """Leave what stays of a process that crashed on an engine."""
+    engine.with_name(f"{engine.name}.4711-0123-0.loading.ended").touch()
+
+
 def test_after_a_crash_only_force_builds_again(jscc, library, codec, shared_bundles, out):
     """Until then the CPU receives; the engine that crashed goes even if it is for other sizes."""
     arguments = ("build", codec, "--ahead", "sm_89", "--stage", "decode", "-o", out)
     assert jscc(*arguments, "--shapes", "8x8").status == 0
     (crashed,) = out.iterdir()
-    crashed.with_name(f"{crashed.name}.crashed").write_text("4711 0123")
+    bury(crashed)
     ran = jscc(*arguments)
     assert ran.status == 65
     assert "got process 4711 ended by loading it, expected one that loads." in ran.err
@@ -157,7 +162,7 @@ def test_force_on_the_same_sizes_leaves_the_new_engine(jscc, library, codec, out
     arguments = ("build", codec, "--ahead", "sm_89", "--stage", "decode", "-o", out)
     jscc(*arguments)
     (path,) = out.iterdir()
-    path.with_name(f"{path.name}.crashed").write_text("4711 0123")
+    bury(path)
     assert jscc(*arguments, "--force").status == 0
     assert list(out.iterdir()) == [path]
     assert jscc(*arguments).status == 0
@@ -167,7 +172,7 @@ def test_a_force_that_builds_nothing_forgives_nothing(jscc, library, codec, out)
     arguments = ("build", codec, "--ahead", "sm_89", "--stage", "decode", "-o", out)
     jscc(*arguments)
     (path,) = out.iterdir()
-    path.with_name(f"{path.name}.crashed").write_text("4711 0123")
+    bury(path)
     library.faults["build"] = [WORDS["compiler"]]
     assert jscc(*arguments, "--force").status == 69
     assert "E_ENGINE_CRASH" in jscc(*arguments).err
@@ -313,7 +318,7 @@ def test_doctor_names_what_is_missing_and_the_command(jscc, monkeypatch):
     assert ran.status == 0
     assert found["tensorrt"]["state"] == found["CUDA device"]["state"] == "absent"
     assert "pip install 'jscc-edge[tensorrt]'" in found["tensorrt"]["remedy"]
-    assert found["CUDA device"]["remedy"] == "pip install cuda-bindings"
+    assert found["CUDA device"]["remedy"] == "pip install 'jscc-edge[cuda]'"
     tensorrt_library.load_library.cache_clear()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from fake_cuda import ARCHITECTURES, FakeNvrtc, Result
 from jetson_root import NANO, ORIN_NANO, make_root
 from jscc.runtime import jetson, machine
 from jscc.runtime.commands import doctor
@@ -106,6 +107,104 @@ def test_a_device_that_no_provider_uses(jscc, monkeypatch):
     assert remedy == "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
 
+def install_nvrtc(monkeypatch, nvrtc):
+    """Let imports find this NVRTC; None for no cuda-python."""
+    for name, module in (("driver", nvrtc and object()), ("nvrtc", nvrtc)):
+        monkeypatch.setitem(sys.modules, f"cuda.bindings.{name}", module)
+
+
+def test_the_compiler_of_kernels(jscc, monkeypatch):
+    nvrtc = FakeNvrtc()
+    install_nvrtc(monkeypatch, nvrtc)
+    check = checks(jscc("doctor", "--json"))["nvrtc"]
+    known = ", ".join(f"sm_{each}" for each in ARCHITECTURES)
+    assert (check["state"], check["remedy"]) == ("ok", "")
+    assert check["found"] == f"13.0, compiles for {known}"
+    (program,) = nvrtc.programs  # it did compile one
+    assert b"JSCC_KERNEL unpack(" in program.source
+
+
+def test_no_compiler_of_kernels_is_no_failure(jscc, monkeypatch):
+    install_nvrtc(monkeypatch, None)
+    ran = jscc("doctor", "--json")
+    assert ran.status == 0
+    check = checks(ran)["nvrtc"]
+    assert (check["state"], check["remedy"]) == ("absent", "pip install 'jscc-edge[cuda]'")
+    assert check["found"] == "needed to compile kernels for a CUDA device"
+
+
+def raise_(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("function", "answer", "words"),
+    [
+        (  # as cuda-bindings 13.5 says it without a library, and with a file that is none
+            "nvrtcGetSupportedArchs",
+            lambda: raise_(
+                RuntimeError(
+                    'Failure finding "libnvrtc.so.13 or libnvrtc.so.12": No such file: libnvrtc.so'
+                    ".13 or libnvrtc.so.12\n  listdir('/usr/lib'):"
+                )
+            ),
+            'got \'Failure finding "libnvrtc.so.13 or libnvrtc.so.12": No such file: ',
+        ),
+        (
+            "nvrtcGetSupportedArchs",
+            lambda: raise_(RuntimeError("Failed to dlopen libnvrtc.so.13: file too short")),
+            "got 'Failed to dlopen libnvrtc.so.13: file too short'",
+        ),
+        (  # as NVRTC 13.5 answers without libnvrtc-builtins.so beside it
+            "nvrtcCompileProgram",
+            lambda *given: (Result.NVRTC_ERROR_BUILTIN_OPERATION_FAILURE,),
+            "nvrtcCompileProgram: got NVRTC_ERROR_BUILTIN_OPERATION_FAILURE",
+        ),
+    ],
+)
+def test_a_compiler_of_kernels_that_does_not_work(jscc, monkeypatch, function, answer, words):
+    """The CPU goes on, so that is said in one line and is no failure."""
+    nvrtc = FakeNvrtc()
+    monkeypatch.setattr(nvrtc, function, answer)
+    install_nvrtc(monkeypatch, nvrtc)
+    ran = jscc("doctor", "--json")
+    assert ran.status == 0
+    check = checks(ran)["nvrtc"]
+    assert (check["state"], check["remedy"]) == ("absent", "pip install 'jscc-edge[cuda]'")
+    assert words in check["found"]
+    assert "\n" not in check["found"]
+    told = jscc("doctor").out
+    assert "nvrtc:" in told[told.index("What to do") :]
+
+
+def test_bindings_that_do_not_load(jscc, monkeypatch):
+    real = importlib.import_module
+
+    def broken(name):
+        if name == "cuda.bindings.driver":
+            raise ValueError("numpy.dtype size changed\nmore")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    ran = jscc("doctor", "--json")
+    assert ran.status == 0
+    check = checks(ran)["nvrtc"]
+    assert check["state"] == "absent"
+    assert check["found"] == "module 'cuda.bindings': got ValueError 'numpy.dtype size changed'"
+
+
+def test_the_real_compiler_of_kernels(jscc):
+    """NVRTC needs no device."""
+    bindings = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-python is not installed")
+    try:
+        _, major, minor = bindings.nvrtcVersion()
+    except RuntimeError as error:
+        pytest.skip(f"no NVRTC here: {error}")
+    check = checks(jscc("doctor", "--json"))["nvrtc"]
+    assert check["state"] == "ok"
+    assert check["found"].startswith(f"{major}.{minor}, compiles for sm_")
+
+
 def test_the_self_test_of_a_bundle(jscc, codec, shared_bundles):
     ran = jscc("doctor", "--bundle", codec, "--json")
     assert ran.status == 0
@@ -190,7 +289,7 @@ def test_other_machines_have_no_board(jscc):
 
 
 @pytest.mark.parametrize(
-    ("files", "bindings"), [(ORIN_NANO, "'cuda-python==12.6.*'"), (NANO, "cuda-bindings")]
+    ("files", "bindings"), [(ORIN_NANO, "'cuda-python==12.6.*'"), (NANO, "'jscc-edge[cuda]'")]
 )
 def test_a_jetson_is_told_what_is_right_there(jscc, board, files, bindings):
     board(files)
