@@ -15,11 +15,11 @@ from pathlib import Path
 
 from jscc.runtime.backends.base import Session
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.device.device import open_device
 from jscc.runtime.errors import JsccError, UnavailableError, UsageError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.tensorrt.build import Plan
 from jscc.runtime.tensorrt.cache import EngineCache, EngineKey, hash_graph
-from jscc.runtime.tensorrt.cuda import open_device
 from jscc.runtime.tensorrt.engine import Place
 from jscc.runtime.tensorrt.library import FULL, load_library
 from jscc.runtime.tensorrt.session import TensorRtSession

@@ -12,7 +12,14 @@ from typing import Any
 from jscc.runtime.errors import UnavailableError
 
 _INSTALL = "pip install cuda-bindings nvidia-cuda-nvrtc"
+_MODULES = (  # the second until cuda-python 12.6
+    ("cuda.bindings.driver", "cuda.bindings.nvrtc"),
+    ("cuda.cuda", "cuda.nvrtc"),
+)
+_ALLOCATES = "cuMemAlloc"
 _NO_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "NVRTC_ERROR_OUT_OF_MEMORY")
+_DRIVER = "a CUDA device and its driver. Install NVIDIA's driver, or receive on the CPU."
+_NVRTC = "NVIDIA's compiler. Install nvidia-cuda-nvrtc, or receive on the CPU."
 
 
 @dataclass(frozen=True)
@@ -32,18 +39,20 @@ def import_cuda() -> Cuda:
     """cuda-python as it is installed; the libraries behind it are opened by their first call.
 
     Raises:
-        UnavailableError: ``E_MODULE``, it is not installed.
+        UnavailableError: ``E_MODULE``, it is not installed; ``E_CUDA``, it does not load.
     """
-    try:
-        driver = importlib.import_module("cuda.bindings.driver")
-        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
-    except ImportError as error:
-        got = "nothing" if isinstance(error, ModuleNotFoundError) else str(error)
-        raise UnavailableError(
-            "E_MODULE",
-            f"module 'cuda.bindings': got {got}, expected it installed. Run: {_INSTALL}",
-        ) from error
-    return Cuda(driver, nvrtc)
+    for names in _MODULES:
+        try:
+            return Cuda(*map(importlib.import_module, names))
+        except ModuleNotFoundError as error:
+            missing = error
+        except Exception as error:  # a library without its driver raises anything
+            raise _broken(
+                f"module {names[0]!r}", f"{type(error).__name__} {str(error)!r}"
+            ) from error
+    raise UnavailableError(
+        "E_MODULE", f"module 'cuda.bindings': got nothing, expected it installed. Run: {_INSTALL}"
+    ) from missing
 
 
 def call(function: Callable[..., Any], *arguments: object) -> Any:
@@ -57,27 +66,55 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
     try:
         status, *values = function(*arguments)
     except RuntimeError as error:  # the library itself, or the function in it, is not there
-        words = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UnavailableError(
-            "E_CUDA",
-            f"{name}: got {words!r}, expected NVIDIA's libraries. Install the driver and "
-            "nvidia-cuda-nvrtc, or receive on the CPU.",
-        ) from error
+        words = " ".join(str(error).split())[:300] or type(error).__name__
+        raise _broken(name, repr(words)) from error
     if int(status):
-        raise failure_of(name, status)
+        wanted = f" for {arguments[0]} bytes" if name == _ALLOCATES else ""
+        raise failure_of(name, status, wanted)
     if not values:
         return None
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def failure_of(name: str, status: Any) -> UnavailableError:
-    """The error for a `status` that is not success."""
+def failure_of(name: str, status: Any, wanted: str = "") -> UnavailableError:
+    """The error for a `status` that is not success.
+
+    Args:
+        name: Of the function that returned it.
+        status: As cuda-python has it.
+        wanted: What memory was asked for, in words.
+    """
     word = getattr(status, "name", str(status))
-    if word in _NO_MEMORY:
-        return UnavailableError(
-            "E_MEMORY",
-            f"{name}: got {word}, expected enough memory. Receive fewer or smaller images at once.",
-        )
+    if word not in _NO_MEMORY:
+        return _broken(name, word)
     return UnavailableError(
-        "E_CUDA", f"{name}: got {word}, expected success. Run on the CPU, and update the driver."
+        "E_MEMORY",
+        f"{name}: got {word}{wanted}, expected enough memory. Receive fewer or smaller images at "
+        "once.",
     )
+
+
+def check_driver(driver: Any, version: int) -> None:
+    """Hold the driver to the bindings; both versions as CUDA writes them.
+
+    Raises:
+        UnavailableError: ``E_CUDA``, the driver is older than the bindings.
+    """
+    served, bound = version // 1000, int(getattr(driver, "CUDA_VERSION", 0)) // 1000
+    if 0 < served < bound:
+        raise UnavailableError(
+            "E_CUDA",
+            f"cuDriverGetVersion: got {version} from a driver for CUDA {served}, expected one for "
+            f"CUDA {bound}, as cuda-bindings has it, or an older cuda-bindings for this driver. "
+            f"Run: pip install 'cuda-bindings=={served}.*'",
+        )
+
+
+def no_device() -> UnavailableError:
+    """The error for a driver without a device."""
+    return _broken("cuDeviceGetCount", "0 devices")
+
+
+def _broken(name: str, got: str) -> UnavailableError:
+    expected = _NVRTC if name.startswith("nvrtc") else _DRIVER
+    return UnavailableError("E_CUDA", f"{name}: got {got}, expected {expected}")

@@ -5,14 +5,16 @@ NOTE: never executed on a device; see `jscc.runtime.tensorrt.library`.
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from jscc.runtime.device.device import Device
 from jscc.runtime.errors import UnavailableError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, describe
+from jscc.runtime.tensorrt.buffers import Buffers
 from jscc.runtime.tensorrt.build import dtype_of
-from jscc.runtime.tensorrt.cuda import Buffers, Device
 from jscc.runtime.tensorrt.library import Library
 from jscc.runtime.tensorrt.spans import Span
 
@@ -81,9 +83,13 @@ class Lane:
         device.wait(self.stream)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Wait for what goes on, and give everything back."""
+        device = self.place.device
+        with suppress(UnavailableError):
+            device.wait(self.stream)
         self.buffers.close()
-        self.place.device.destroy(self.stream)
+        with suppress(UnavailableError):
+            device.destroy(self.stream)
         self.context = None
 
 

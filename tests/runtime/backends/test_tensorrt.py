@@ -11,7 +11,8 @@ import pytest
 from onnx import helper
 
 import tiny_bundle
-from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status, install
+from fake_cuda import Status
+from fake_tensorrt import WORDS, FakeTensorRt, install, make_device
 from jscc.runtime.backends.engines import make_backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from jscc.runtime.backends.tensorrt import TensorRtBackend
@@ -33,7 +34,7 @@ VERSIONS = ("10.3.0", "10.13.2", "11.4.1", "rtx")
 
 @pytest.fixture
 def cuda():
-    return FakeCuda()
+    return make_device()
 
 
 @pytest.fixture(params=["10.3.0"])
@@ -165,7 +166,8 @@ def test_what_an_engine_depends_on_gives_another(backend, library, cuda, monkeyp
     elif change == "version":
         monkeypatch.setattr(library, "__version__", "10.4.0")
     else:
-        cuda.capability = (8, 6)
+        cuda.driver.capability = (8, 6)
+        install(monkeypatch, library, cuda)
     session = load(backend, data)
     assert session.fallbacks == ()
     session.run(ONES)
@@ -370,7 +372,7 @@ def test_a_full_disk_costs_the_cache_only(backend, library, monkeypatch):
 
 
 def test_no_cuda_is_one_line_and_the_cpu_goes_on(cuda, library, tmp_path, codec_bundle):
-    cuda.status = Status.cudaErrorInsufficientDriver
+    cuda.driver.status = Status.CUDA_ERROR_NO_DEVICE
     backend = TensorRtBackend(threads=1, folder=tmp_path / "engines")
     receiver = Receiver(codec_bundle, backend=backend)
     image, record = receiver.receive(symbols(), Csi(7.0), seed=0)
@@ -379,7 +381,7 @@ def test_no_cuda_is_one_line_and_the_cpu_goes_on(cuda, library, tmp_path, codec_
     assert record.backend == TRUTH.name
     assert record.providers == {"decode": "cpu"}
     assert record.fallbacks == (
-        "the CPU takes TensorRT's place: cudaGetDeviceCount: got cudaErrorInsufficientDriver, "
+        "the CPU takes TensorRT's place: cuInit: got CUDA_ERROR_NO_DEVICE, "
         "expected a CUDA device and its driver. Install NVIDIA's driver, or receive on the CPU. "
         "[E_CUDA]",
     )
@@ -390,11 +392,11 @@ def test_no_cuda_is_one_line_and_the_cpu_goes_on(cuda, library, tmp_path, codec_
     [
         ("library", "module 'tensorrt' or 'tensorrt_rtx': got nothing, expected it installed. "),
         ("cuda", "module 'cuda.bindings': got nothing, expected it installed. Run: pip install "),
-        ("device", "cudaGetDeviceCount: got 0 devices, expected a CUDA device"),
+        ("device", "cuDeviceGetCount: got 0 devices, expected a CUDA device"),
     ],
 )
 def test_what_is_missing_is_named(cuda, monkeypatch, tmp_path, missing, words):
-    cuda.devices = 0
+    cuda.driver.devices = 0
     library = None if missing == "library" else FakeTensorRt(cuda)
     install(monkeypatch, library, None if missing == "cuda" else cuda)
     backend = TensorRtBackend(threads=1, folder=tmp_path / "engines")
@@ -406,7 +408,7 @@ def test_what_is_missing_is_named(cuda, monkeypatch, tmp_path, missing, words):
 
 
 def test_what_goes_for_all_stages_is_said_once(cuda, library, tmp_path, diffusion_bundle):
-    cuda.status = Status.cudaErrorInsufficientDriver
+    cuda.driver.status = Status.CUDA_ERROR_NO_DEVICE
     backend = TensorRtBackend(threads=1, folder=tmp_path / "engines")
     program = load_program(diffusion_bundle, backend)
     assert len(program.stages) > 1
@@ -455,7 +457,7 @@ def test_an_engine_that_fails_the_self_test_is_left(backend, codec_bundle, monke
 def test_memory_that_is_short_once_is_given_back_and_the_run_repeated(backend, library, cuda):
     session = load(backend)
     session.run({"x": np.ones((4, 4), np.float32)})  # leaves 128 bytes on the device
-    cuda.memory = 200
+    cuda.driver.memory = 200
     x = np.full((6, 4), 3, np.float32)
     assert np.array_equal(session.run({"x": x})["y"], 2 * x)
     library.faults["run"] = [WORDS["memory"]]
@@ -468,14 +470,14 @@ def test_memory_that_stays_short_is_an_error_and_the_next_run_fits(backend, libr
     session.run(ONES)
     session._shelf.loaded[0].shrink()
     if kind == "malloc":
-        cuda.memory = 20
+        cuda.driver.memory = 20
     else:
         library.faults[kind] = [WORDS["memory"]] * 2
     with pytest.raises(UnavailableError, match="expected enough memory") as caught:
         session.run(ONES)
     assert caught.value.code == "E_MEMORY"
-    assert (cuda.held, cuda.streams) == ({}, {})
-    cuda.memory = 1 << 20
+    assert (cuda.driver.blocks, cuda.driver.streams) == ({}, {})
+    cuda.driver.memory = 1 << 20
     assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
 
 
@@ -495,8 +497,8 @@ def test_any_other_failure_is_e_run(backend, library, cuda):
 def test_a_device_that_fails_is_e_run(backend, cuda):
     session = load(backend)
     session.run(ONES)
-    cuda.status = Status.cudaErrorIllegalAddress
-    message = "on NVIDIA Fake: got cudaMemcpyAsync cudaErrorIllegalAddress for x "
+    cuda.driver.status = Status.CUDA_ERROR_ILLEGAL_ADDRESS
+    message = "on NVIDIA Fake: got cuMemcpyHtoDAsync CUDA_ERROR_ILLEGAL_ADDRESS for x "
     with pytest.raises(UnavailableError, match=message) as caught:
         session.run(ONES)
     assert caught.value.code == "E_RUN"
@@ -679,7 +681,8 @@ def test_engines_of_the_library_s_other_versions_go(backend, library, monkeypatc
 
 def test_engines_of_other_devices_and_libraries_stay(backend, library, cuda, monkeypatch):
     load(backend).run(ONES)
-    cuda.capability = (8, 6)
+    cuda.driver.capability = (8, 6)
+    install(monkeypatch, library, cuda)
     monkeypatch.setattr(library, "__version__", "10.4.0")
     load(backend).run(ONES)
     rtx = FakeTensorRt(cuda, "1.7.1.116", rtx=True)
@@ -749,9 +752,9 @@ def test_threads_share_an_engine(backend, library, cuda):
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(run, range(200)))
     assert len(library.told) == 1
-    assert 1 <= len(cuda.streams) <= 4
+    assert 1 <= len(cuda.driver.streams) <= 4
     session._shelf.loaded[0].shrink()
-    assert (cuda.held, cuda.streams) == ({}, {})
+    assert (cuda.driver.blocks, cuda.driver.streams) == ({}, {})
 
 
 def test_settings_and_fallback():
