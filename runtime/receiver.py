@@ -26,10 +26,11 @@ from jscc.runtime.job import Job, Request, Rules
 from jscc.runtime.noise import NoiseSource, PhiloxNoise
 from jscc.runtime.ports import Array
 from jscc.runtime.preprocess import from_network, restore
-from jscc.runtime.program import Run, Trace, load_program
+from jscc.runtime.program import Run, load_program
 from jscc.runtime.record import DescentRecord, LoopRecord, Record
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.selftest import empty_sides, failure_of
+from jscc.runtime.stage import Trace
 from jscc.runtime.tiling import tile_image
 
 Pixels = npt.NDArray[np.uint8]
