@@ -273,7 +273,11 @@ class Device:
     def mark(self, stream: Any) -> Any:
         """An event at this place of a stream, for `elapsed_ms`."""
         event = self._call("cuEventCreate", 0)
-        self._call("cuEventRecord", event, stream)
+        try:
+            self._call("cuEventRecord", event, stream)
+        except BaseException:
+            self.forget(event)
+            raise
         return event
 
     def elapsed_ms(self, begun: Any, ended: Any) -> float:
@@ -329,8 +333,8 @@ def check_array(name: str, array: DeviceArray, dtype: str, shape: tuple[int, ...
     return array
 
 
-def shown(array: DeviceArray) -> str:
-    """``float32[1,3,250,256]``: how an array prints in a message, like a port."""
+def shown(array: Array | DeviceArray) -> str:
+    """``float32[1,3,250,256]``: how an array prints in a message, wherever it is."""
     return f"{array.dtype}[{_listed(array.shape)}]"
 
 

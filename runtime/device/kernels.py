@@ -162,8 +162,11 @@ class DeviceKernels:
         image: DeviceArray,
         rounding: str,
         other: Term = None,
+        flags: Term = None,
     ) -> None:
         """See `jscc.kernels.to_uint8.reference`: ``to_uint8``, of ``fix_colors`` with `other`.
+
+        `flags`, uint32[2] of zeros, become what ``flags_of`` says of the same.
 
         Raises:
             ValueError: Another rounding or shape.
@@ -179,6 +182,7 @@ class DeviceKernels:
             low = self._low_band(flow, other, image)
         values = {
             "pixels": pixels.pointer,
+            "flags": 0 if flags is None else flags.pointer,
             "image": image.pointer,
             "correction": 0 if low is None else low.pointer,
             "reach": REACHES[-1],

@@ -9,14 +9,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from jscc.runtime.device.device import Device
+from jscc.runtime.device.device import Device, DeviceArray, shown
+from jscc.runtime.device.flow import Flow
+from jscc.runtime.device.station import Station
 from jscc.runtime.errors import UnavailableError
 from jscc.runtime.manifest import StageEntry
-from jscc.runtime.ports import Array, describe
+from jscc.runtime.ports import Array
 from jscc.runtime.tensorrt.buffers import Buffers
 from jscc.runtime.tensorrt.build import dtype_of
-from jscc.runtime.tensorrt.library import Library
+from jscc.runtime.tensorrt.library import Library, Lines
 from jscc.runtime.tensorrt.spans import Span
+
+Shape = tuple[int, ...]
+_Shapes = Mapping[str, Array] | Mapping[str, DeviceArray]
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,12 @@ class Place:
     """What an engine runs in and on."""
 
     library: Library
-    device: Device
+    station: Station
+
+    @property
+    def device(self) -> Device:
+        """The station's."""
+        return self.station.device
 
 
 class EngineError(Exception):
@@ -56,41 +66,106 @@ class Lane:
     context: Any
     stream: Any
     buffers: Buffers
+    _bound: tuple[tuple[str, Shape, int], ...] = ()
+    _copied: dict[str, DeviceArray] = field(default_factory=dict)
 
     def run(
         self, arrays: Mapping[str, Array], results: Mapping[str, Array], hosted: frozenset[str]
     ) -> None:
         """Fill `results` from `arrays`; those in `hosted` are read on the host."""
-        device, context = self.place.device, self.context
+        device = self.place.device
         lines = self.place.library.listen()
+        self._copied.clear()
+        places = {
+            name: array.ctypes.data if name in hosted else self.buffers.at_least(name, array.nbytes)
+            for name, array in arrays.items()
+        }
         for name, array in arrays.items():
-            if not context.set_input_shape(name, array.shape):
-                raise RunError(f"{name} {describe(array)}, {lines.words}", memory=lines.memory)
-            address = array.ctypes.data
             if name not in hosted:
-                address = self.buffers.at_least(name, array.nbytes)
-                device.upload(address, array, self.stream)
-            context.set_tensor_address(name, address)
-        for name, result in results.items():
-            shape = tuple(context.get_tensor_shape(name))
-            if shape != result.shape:
-                raise RunError(f"{name} of shape {list(shape)}, not {list(result.shape)}")
-            context.set_tensor_address(name, self.buffers.at_least(name, result.nbytes))
-        if not context.execute_async_v3(int(self.stream)):
-            raise RunError(lines.words, memory=lines.memory)
+                device.upload(places[name], array, self.stream)
+        self._bind(arrays, results, places, lines)
+        self._enqueue(self.stream, lines)
         for name, result in results.items():
             device.download(result, self.buffers.at_least(name, 0), self.stream)
         device.wait(self.stream)
+
+    def run_there(
+        self, arrays: Mapping[str, DeviceArray], results: Mapping[str, DeviceArray], flow: Flow
+    ) -> None:
+        """The same in a flow: what is there already, since the last time in it, is not copied."""
+        lines = self.place.library.listen()
+        places = {name: self.buffers.at_least(name, each.nbytes) for name, each in arrays.items()}
+        self._bind(arrays, results, places, lines)
+        for name, array in arrays.items():
+            if self._copied.get(name) is not array:
+                flow.copy(places[name], array)
+                self._copied[name] = array
+        self._enqueue(flow.stream, lines)
+        for name, result in results.items():
+            source = self.buffers.at_least(name, 0)
+            self.place.device.copy(result.pointer, source, result.nbytes, flow.stream)
+
+    def _bind(
+        self, arrays: _Shapes, results: _Shapes, places: Mapping[str, int], lines: Lines
+    ) -> None:
+        """Tell the context shapes and addresses where they are not as the last time."""
+        sources = [(name, array.shape, places[name]) for name, array in arrays.items()]
+        targets = [
+            (name, result.shape, self.buffers.at_least(name, result.nbytes))
+            for name, result in results.items()
+        ]
+        bound = (*sources, *targets)
+        if bound == self._bound:
+            return
+        self._bound = ()
+        self._copied.clear()
+        for name, shape, address in sources:
+            if not self.context.set_input_shape(name, shape):
+                raise RunError(f"{name} {shown(arrays[name])}, {lines.words}", memory=lines.memory)
+            self.context.set_tensor_address(name, address)
+        for name, wanted, address in targets:
+            shape = tuple(self.context.get_tensor_shape(name))
+            if shape != wanted:
+                raise RunError(f"{name} of shape {list(shape)}, not {list(wanted)}")
+            self.context.set_tensor_address(name, address)
+        self._bound = bound
+
+    def _enqueue(self, stream: Any, lines: Lines) -> None:
+        if not self.context.execute_async_v3(int(stream)):
+            raise RunError(lines.words, memory=lines.memory)
+
+    def settle(self) -> None:
+        """Forget what the flow that has ended left here."""
+        self._copied.clear()
 
     def close(self) -> None:
         """Wait for what goes on, and give everything back."""
         device = self.place.device
         with suppress(UnavailableError):
             device.wait(self.stream)
+        self.settle()
         self.buffers.close()
         with suppress(UnavailableError):
             device.destroy(self.stream)
         self.context = None
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A lane in the hands of a flow."""
+
+    engine: "Engine"
+    profile: int
+    lane: Lane
+
+    def settle(self) -> None:
+        """Give the lane back to its engine."""
+        self.lane.settle()
+        self.engine.take_back(self.profile, self.lane)
+
+    def close(self) -> None:
+        """Close the lane."""
+        self.lane.close()
 
 
 @dataclass
@@ -124,15 +199,32 @@ class Engine:
 
     def run(self, profile: int, arrays: Mapping[str, Array], results: Mapping[str, Array]) -> None:
         """Run one of its profiles; see `Lane.run`."""
-        with self._lock:
-            idle = self._idle.get(profile)
-            lane = idle.pop() if idle else None
-        lane = lane or self._open(profile)
+        lane = self._lend(profile)
         try:
             lane.run(arrays, results, self.hosted)
         except BaseException:
             lane.close()  # what it holds may be what there is too little of
             raise
+        self.take_back(profile, lane)
+
+    def run_there(
+        self,
+        profile: int,
+        arrays: Mapping[str, DeviceArray],
+        results: Mapping[str, DeviceArray],
+        flow: Flow,
+    ) -> None:
+        """Run one of its profiles in a flow, which keeps the lane; see `Lane.run_there`."""
+        key = (id(self), profile)
+        lent = flow.host(key, lambda: Lent(self, profile, self._lend(profile)))
+        try:
+            lent.lane.run_there(arrays, results, flow)
+        except BaseException:
+            flow.dismiss(key)
+            raise
+
+    def take_back(self, profile: int, lane: Lane) -> None:
+        """Keep a lane that nothing goes on in for the next run."""
         with self._lock:
             if not self._closed:
                 self._idle.setdefault(profile, []).append(lane)
@@ -153,6 +245,12 @@ class Engine:
             self._closed = True
         self.shrink()
 
+    def _lend(self, profile: int) -> Lane:
+        with self._lock:
+            idle = self._idle.get(profile)
+            lane = idle.pop() if idle else None
+        return lane or self._open(profile)
+
     def _open(self, profile: int) -> Lane:
         device = self.place.device
         stream = device.stream()
@@ -164,6 +262,7 @@ class Engine:
         if not ready:
             device.destroy(stream)
             raise RunError(lines.words, memory=lines.memory or context is None)
+        device.wait(stream)  # it runs in other streams too
         return Lane(self.place, context, stream, Buffers(device))
 
 

@@ -10,9 +10,12 @@ from typing import TypeVar
 import numpy as np
 
 from jscc.runtime.backends.base import Session
-from jscc.runtime.errors import BundleError, JsccError, UnavailableError
+from jscc.runtime.device.device import DeviceArray, shown
+from jscc.runtime.device.flow import Flow
+from jscc.runtime.device.station import Station
+from jscc.runtime.errors import BundleError, DataError, JsccError, UnavailableError
 from jscc.runtime.manifest import StageEntry
-from jscc.runtime.ports import Array, Port, check_ports, describe, resolve
+from jscc.runtime.ports import Array, Port, check_ports, resolve
 from jscc.runtime.tensorrt.engine import Engine, EngineError, RunError
 from jscc.runtime.tensorrt.shelf import Shelf, Sizes, Slot
 from jscc.runtime.tensorrt.spans import symbols_of
@@ -67,7 +70,7 @@ class TensorRtSession:
                 sizes, and the graph is not what the manifest says.
         """
         sizes = check_ports(self._supply.stage, self.inputs, arrays)
-        chosen = self._choose(tuple((symbol, sizes[symbol]) for symbol in self._symbols))
+        chosen = self._choose(self._key(sizes))
         if chosen is None:
             session = self._spared_session()
             self._ran.add(session.provider)
@@ -83,8 +86,69 @@ class TensorRtSession:
         results: dict[str, Array] = {
             port.name: np.empty(resolve(port, sizes), port.dtype) for port in self.outputs
         }
+        self._attempt(lambda: engine.run(profile, fed, results), slot, fed)
+        return results
+
+    @property
+    def station(self) -> Station:
+        """See `jscc.runtime.backends.base.DeviceSession`."""
+        return self._supply.station
+
+    def reason_for_host(self, sizes: Mapping[str, int]) -> str:
+        """See `jscc.runtime.backends.base.DeviceSession`."""
+        chosen = self._choose(self._key(sizes))
+        if chosen is None:
+            return f"stage {self._supply.stage!r} runs on the CPU"
+        hosted = sorted(chosen[1].hosted)
+        return f"stage {self._supply.stage!r} reads {hosted[0]!r} on the host" if hosted else ""
+
+    def run_there(
+        self, tensors: Mapping[str, DeviceArray], sizes: Mapping[str, int], flow: Flow
+    ) -> dict[str, DeviceArray]:
+        """See `jscc.runtime.backends.base.DeviceSession`."""
+        self._check(tensors, sizes)
+        chosen = self._choose(self._key(sizes))
+        if chosen is None:  # since it was asked for its reason
+            session = self._spared_session()
+            self._ran.add(session.provider)
+            arrays = {port.name: flow.bring(tensors[port.name])[0] for port in self.inputs}
+            return {name: flow.take(array) for name, array in session.run(arrays).items()}
+        self._ran.add(PROVIDER)
+        slot, engine, profile = chosen
+        names = engine.names
+        fed = {port.name: tensors[port.name] for port in self.inputs if port.name in names}
+        results = {port.name: flow.empty(resolve(port, sizes), port.dtype) for port in self.outputs}
+        self._attempt(lambda: engine.run_there(profile, fed, results, flow), slot, fed)
+        return results
+
+    def _key(self, sizes: Mapping[str, int]) -> Sizes:
+        return tuple((symbol, sizes[symbol]) for symbol in self._symbols)
+
+    def _check(self, tensors: Mapping[str, DeviceArray], sizes: Mapping[str, int]) -> None:
+        """Hold tensors to their ports.
+
+        Raises:
+            DataError: ``E_PORT``.
+        """
+        for port in self.inputs:
+            tensor = tensors[port.name]
+            if str(tensor.dtype) != port.dtype or tensor.shape != resolve(port, sizes):
+                raise DataError(
+                    "E_PORT",
+                    f"stage {self._supply.stage!r}, port {port.name!r}: got {shown(tensor)}, "
+                    f"expected {port}. Check the caller.",
+                )
+
+    def _attempt(
+        self, run: Callable[[], None], slot: Slot, fed: Mapping[str, Array | DeviceArray]
+    ) -> None:
+        """Run an engine, and again with less on the device where memory is short.
+
+        Raises:
+            UnavailableError: ``E_MEMORY``, ``E_RUN``.
+        """
         try:
-            self._relieved(lambda: engine.run(profile, fed, results), slot)
+            self._relieved(run, slot)
         except RunError as error:
             raise self._explain(error, fed) from error
         except UnavailableError as error:
@@ -92,12 +156,12 @@ class TensorRtSession:
                 raise
             got = error.message.partition(", expected")[0].replace(": got ", " ")
             raise self._explain(RunError(got), fed) from error
-        return results
 
     def _relieved(self, attempt: Callable[[], _Result], slot: Slot | None) -> _Result:
         """Try, and again with less on the device for as long as that is short of memory.
 
-        First what no run is using goes, then other engines than the slot's, one by one.
+        First what no run is using goes, also of receptions, then other engines than the slot's, one
+        by one.
         """
         reliefs = self._shelf.reliefs(slot)
         while True:
@@ -106,6 +170,7 @@ class TensorRtSession:
             except (RunError, EngineError, UnavailableError) as error:
                 if not _is_short(error) or not next(reliefs, False):
                     raise
+                self.station.shrink()
 
     def _choose(self, sizes: Sizes) -> tuple[Slot, Engine, int] | None:
         """The narrowest engine for `sizes` and its profile, built if none is there.
@@ -197,18 +262,18 @@ class TensorRtSession:
                 self._spared = self._spare()
             return self._spared
 
-    def _explain(self, error: RunError, fed: Mapping[str, Array]) -> UnavailableError:
+    def _explain(self, error: RunError, fed: Mapping[str, Array | DeviceArray]) -> UnavailableError:
         where = f"stage {self._supply.stage!r} in {self._supply.named}"
-        shown = ", ".join(f"{name} {describe(array)}" for name, array in fed.items())
+        listed = ", ".join(f"{name} {shown(array)}" for name, array in fed.items())
         if error.memory:
             return UnavailableError(
                 "E_MEMORY",
-                f"{where}: got {error} for {shown}, expected enough memory. "
+                f"{where}: got {error} for {listed}, expected enough memory. "
                 "Receive fewer or smaller images at once, or use a bundle with a smaller tile.",
             )
         return UnavailableError(
             "E_RUN",
-            f"{where}: got {error} for {shown}, expected it to run. "
+            f"{where}: got {error} for {listed}, expected it to run. "
             "Try onnxruntime; if it stays, export the bundle again.",
         )
 

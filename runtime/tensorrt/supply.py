@@ -51,6 +51,7 @@ class Supply:
         self, place: Place, plan: Plan, cache: EngineCache, key: EngineKey, tell: Tell
     ) -> None:
         self.stage = plan.stage
+        self.station = place.station
         self.named = f"{place.library.named} on {place.device.name}"
         self._place = place
         self._plan = plan

@@ -29,12 +29,13 @@ from tiny_bundle import model
 
 TRUTH = OnnxRuntimeBackend(threads=1)
 FLOATS, OUT = (Port(name, "float32", ("batch", 4)) for name in "xy")
+BETWEEN = "what lies between the stages stays on the host: stage 'decode' runs on the CPU"
 VERSIONS = ("10.3.0", "10.13.2", "11.4.1", "rtx")
 
 
 @pytest.fixture
-def cuda():
-    return make_device()
+def cuda(later_host):
+    return make_device(later_host)
 
 
 @pytest.fixture(params=["10.3.0"])
@@ -433,7 +434,8 @@ def test_a_refused_node_leaves_the_receiver_on_the_cpu(backend, library, codec_b
     receiver = Receiver(codec_bundle, backend=backend)
     _, record = receiver.receive(symbols(), Csi(7.0), seed=0)
     assert record.providers == {"decode": "cpu"}
-    (reason,) = record.fallbacks
+    reason, between = record.fallbacks
+    assert between == BETWEEN
     assert reason.startswith("stage 'decode' runs on the CPU: stage 'decode', node ")
     assert "(Sigmoid): got \"This version of TensorRT doesn't support" in reason
 
@@ -447,6 +449,7 @@ def test_an_engine_that_fails_the_self_test_is_left(backend, codec_bundle, monke
         return {name: array[..., ::-1].copy() for name, array in right(self, arrays).items()}
 
     monkeypatch.setattr(TensorRtSession, "run", wrong)
+    monkeypatch.setattr(TensorRtSession, "reason_for_host", lambda self, sizes: "of this test")
     receiver = Receiver(codec_bundle, backend=backend)
     _, record = receiver.receive(symbols(), Csi(7.0), seed=0)
     assert record.backend == TRUTH.name
@@ -587,7 +590,8 @@ def test_a_note_that_comes_late_reaches_the_record(backend, library, codec_bundl
     assert receiver.receive(symbols(), Csi(7.0), seed=0)[1].fallbacks == ()
     library.faults["build"] = [WORDS["tactic"]]
     _, record = receiver.receive(symbols(4, 6), Csi(7.0), seed=0)
-    (note,) = record.fallbacks
+    note, between = record.fallbacks
+    assert between == BETWEEN
     assert note.startswith("stage 'decode' runs on the CPU for batch 1, height 16, width 24: ")
     assert record.providers == {"decode": "cuda, cpu"}
 

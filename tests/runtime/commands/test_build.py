@@ -16,8 +16,8 @@ from jscc.runtime.tensorrt import library as tensorrt_library
 
 
 @pytest.fixture
-def cuda():
-    return make_device()
+def cuda(later_host):
+    return make_device(later_host)
 
 
 @pytest.fixture
