@@ -21,7 +21,7 @@ from jscc.runtime.errors import JsccError, UnavailableError, UsageError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.tensorrt.build import Plan
 from jscc.runtime.tensorrt.cache import EngineCache, EngineKey, hash_graph
-from jscc.runtime.tensorrt.engine import Place
+from jscc.runtime.tensorrt.lane import Place
 from jscc.runtime.tensorrt.library import FULL, load_library
 from jscc.runtime.tensorrt.session import TensorRtSession
 from jscc.runtime.tensorrt.supply import Supply, Tell

@@ -5,36 +5,18 @@ NOTE: never executed on a device; see `jscc.runtime.tensorrt.library`.
 
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from jscc.runtime.device.device import Device, DeviceArray, shown
+from jscc.runtime.device.device import DeviceArray
 from jscc.runtime.device.flow import Flow
-from jscc.runtime.device.station import Station
 from jscc.runtime.errors import UnavailableError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array
 from jscc.runtime.tensorrt.buffers import Buffers
 from jscc.runtime.tensorrt.build import dtype_of
-from jscc.runtime.tensorrt.library import Library, Lines
+from jscc.runtime.tensorrt.lane import Graphs, Lane, Place, RunError
 from jscc.runtime.tensorrt.spans import Span
-
-Shape = tuple[int, ...]
-_Shapes = Mapping[str, Array] | Mapping[str, DeviceArray]
-
-
-@dataclass(frozen=True)
-class Place:
-    """What an engine runs in and on."""
-
-    library: Library
-    station: Station
-
-    @property
-    def device(self) -> Device:
-        """The station's."""
-        return self.station.device
 
 
 class EngineError(Exception):
@@ -48,106 +30,6 @@ class EngineError(Exception):
     def __init__(self, got: str, *, memory: bool = False) -> None:
         super().__init__(got)
         self.memory = memory
-
-
-class RunError(Exception):
-    """A run that came to nothing."""
-
-    def __init__(self, got: str, *, memory: bool = False) -> None:
-        super().__init__(got)
-        self.memory = memory
-
-
-@dataclass
-class Lane:
-    """One run at a time: a context of an engine, on a stream and with buffers of its own."""
-
-    place: Place
-    context: Any
-    stream: Any
-    buffers: Buffers
-    _bound: tuple[tuple[str, Shape, int], ...] = ()
-    _copied: dict[str, DeviceArray] = field(default_factory=dict)
-
-    def run(
-        self, arrays: Mapping[str, Array], results: Mapping[str, Array], hosted: frozenset[str]
-    ) -> None:
-        """Fill `results` from `arrays`; those in `hosted` are read on the host."""
-        device = self.place.device
-        lines = self.place.library.listen()
-        self._copied.clear()
-        places = {
-            name: array.ctypes.data if name in hosted else self.buffers.at_least(name, array.nbytes)
-            for name, array in arrays.items()
-        }
-        for name, array in arrays.items():
-            if name not in hosted:
-                device.upload(places[name], array, self.stream)
-        self._bind(arrays, results, places, lines)
-        self._enqueue(self.stream, lines)
-        for name, result in results.items():
-            device.download(result, self.buffers.at_least(name, 0), self.stream)
-        device.wait(self.stream)
-
-    def run_there(
-        self, arrays: Mapping[str, DeviceArray], results: Mapping[str, DeviceArray], flow: Flow
-    ) -> None:
-        """The same in a flow: what is there already, since the last time in it, is not copied."""
-        lines = self.place.library.listen()
-        places = {name: self.buffers.at_least(name, each.nbytes) for name, each in arrays.items()}
-        self._bind(arrays, results, places, lines)
-        for name, array in arrays.items():
-            if self._copied.get(name) is not array:
-                flow.copy(places[name], array)
-                self._copied[name] = array
-        self._enqueue(flow.stream, lines)
-        for name, result in results.items():
-            source = self.buffers.at_least(name, 0)
-            self.place.device.copy(result.pointer, source, result.nbytes, flow.stream)
-
-    def _bind(
-        self, arrays: _Shapes, results: _Shapes, places: Mapping[str, int], lines: Lines
-    ) -> None:
-        """Tell the context shapes and addresses where they are not as the last time."""
-        sources = [(name, array.shape, places[name]) for name, array in arrays.items()]
-        targets = [
-            (name, result.shape, self.buffers.at_least(name, result.nbytes))
-            for name, result in results.items()
-        ]
-        bound = (*sources, *targets)
-        if bound == self._bound:
-            return
-        self._bound = ()
-        self._copied.clear()
-        for name, shape, address in sources:
-            if not self.context.set_input_shape(name, shape):
-                raise RunError(f"{name} {shown(arrays[name])}, {lines.words}", memory=lines.memory)
-            self.context.set_tensor_address(name, address)
-        for name, wanted, address in targets:
-            shape = tuple(self.context.get_tensor_shape(name))
-            if shape != wanted:
-                raise RunError(f"{name} of shape {list(shape)}, not {list(wanted)}")
-            self.context.set_tensor_address(name, address)
-        self._bound = bound
-
-    def _enqueue(self, stream: Any, lines: Lines) -> None:
-        if not self.context.execute_async_v3(int(stream)):
-            raise RunError(lines.words, memory=lines.memory)
-
-    def settle(self) -> None:
-        """Forget what the flow that has ended left here."""
-        self._copied.clear()
-
-    def close(self) -> None:
-        """Wait for what goes on, and give everything back."""
-        device = self.place.device
-        with suppress(UnavailableError):
-            device.wait(self.stream)
-        self.settle()
-        self.buffers.close()
-        with suppress(UnavailableError):
-            device.destroy(self.stream)
-        self.context = None
 
 
 @dataclass(frozen=True)
@@ -177,12 +59,14 @@ class Engine:
         loaded: The library's engine.
         spans: Sizes of its profiles, in their order; empty where all shapes are fixed.
         hosted: Inputs whose numbers are sizes, which the library reads on the host.
+        graphs: Whether its runs are captured.
     """
 
     place: Place
     loaded: Any
     spans: tuple[Span, ...]
     hosted: frozenset[str]
+    graphs: Graphs = field(default_factory=Graphs)
     _idle: dict[int, list[Lane]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
@@ -263,7 +147,7 @@ class Engine:
             device.destroy(stream)
             raise RunError(lines.words, memory=lines.memory or context is None)
         device.wait(stream)  # it runs in other streams too
-        return Lane(self.place, context, stream, Buffers(device))
+        return Lane(self.place, context, stream, Buffers(device), self.graphs)
 
 
 def load_engine(

@@ -16,7 +16,8 @@ from jscc.runtime.device.station import Station
 from jscc.runtime.errors import BundleError, DataError, JsccError, UnavailableError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, Port, check_ports, resolve
-from jscc.runtime.tensorrt.engine import Engine, EngineError, RunError
+from jscc.runtime.tensorrt.engine import Engine, EngineError
+from jscc.runtime.tensorrt.lane import RunError
 from jscc.runtime.tensorrt.shelf import Shelf, Sizes, Slot
 from jscc.runtime.tensorrt.spans import symbols_of
 from jscc.runtime.tensorrt.supply import Supply
@@ -119,6 +120,9 @@ class TensorRtSession:
         fed = {port.name: tensors[port.name] for port in self.inputs if port.name in names}
         results = {port.name: flow.empty(resolve(port, sizes), port.dtype) for port in self.outputs}
         self._attempt(lambda: engine.run_there(profile, fed, results, flow), slot, fed)
+        if engine.graphs.refused:
+            stage = self._supply.stage
+            self._supply.note(f"stage {stage!r} runs without a CUDA graph: {engine.graphs.refused}")
         return results
 
     def _key(self, sizes: Mapping[str, int]) -> Sizes:

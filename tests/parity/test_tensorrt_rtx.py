@@ -21,7 +21,8 @@ from jscc.runtime.errors import BundleError, UnavailableError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Port
 from jscc.runtime.tensorrt.build import Plan, build_engine
-from jscc.runtime.tensorrt.engine import EngineError, Place, load_engine
+from jscc.runtime.tensorrt.engine import EngineError, load_engine
+from jscc.runtime.tensorrt.lane import Place
 from jscc.runtime.tensorrt.library import RTX, load_library
 from jscc.runtime.tensorrt.spans import Span, parse_shapes, stage_spans
 

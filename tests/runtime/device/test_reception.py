@@ -20,6 +20,7 @@ from jscc.runtime.csi import Csi
 from jscc.runtime.errors import ImageError, UnavailableError
 from jscc.runtime.noise import PhiloxNoise
 from jscc.runtime.receiver import Receiver
+from jscc.runtime.tensorrt.spans import Span
 
 HOST = "what lies between the stages stays on the host: "
 TRUTH = OnnxRuntimeBackend(threads=1)
@@ -292,16 +293,113 @@ def test_an_engine_that_fails_on_the_way_is_e_run(made, shared_bundles, library)
 
 
 def test_memory_that_is_short_once_costs_what_nobody_uses(made, shared_bundles, library, cuda):
-    receiver = made(shared_bundles["diffusion"])
+    receiver, truth = made(shared_bundles["diffusion"]), shared_bundles["diffusion"]
     given = {"seed": 0, "side": CONTEXT}
-    image, _ = receiver.receive(symbols()[0], Csi(7.0), **given)
+    expected, _ = Receiver(truth, backend=TRUTH).receive(symbols()[0], Csi(7.0), **given)
     library.faults["run"] = [WORDS["memory"]]
-    again, record = receiver.receive(symbols()[0], Csi(7.0), **given)
-    assert np.array_equal(again, image)
+    image, record = receiver.receive(symbols()[0], Csi(7.0), **given)
+    assert np.array_equal(image, expected)
     assert record.fallbacks == ()
     cuda.driver.failures["cuMemAlloc"] = Status.CUDA_ERROR_OUT_OF_MEMORY
-    again, record = receiver.receive(symbols(2)[1], Csi(7.0), steps=9, start="noise", **given)
+    image, record = receiver.receive(symbols()[0], Csi(7.0), steps=9, start="noise", **given)
     assert record.fallbacks == ("ran out of memory: engine built anew",)
+
+
+def test_the_second_run_of_a_size_is_captured_and_then_launched(made, shared_bundles, cuda):
+    """Also in other receptions, and in the streams of others."""
+    bundle = shared_bundles["diffusion"]
+    receiver, truth = made(bundle), Receiver(bundle, backend=TRUTH)
+    replays = []
+    for number, steps in enumerate((4, 6, 6)):
+        given = {"seed": number, "steps": steps, "start": "noise", "side": CONTEXT}
+        image, record = receiver.receive(symbols()[0], Csi(7.0), **given)
+        assert np.array_equal(image, truth.receive(symbols()[0], Csi(7.0), **given)[0])
+        assert record.fallbacks == ()
+        replays.append(cuda.driver.replays)
+    # The loop's first step is not, and no first run of the other three.
+    assert replays == [3, 3 + 6 + 3, 3 + 6 + 3 + 6 + 3]
+    assert len(cuda.driver.captured) == 4
+
+
+@pytest.mark.parametrize(("ranged", "last"), [(False, (3, 4, 2)), (True, (2, 3, 1))])
+def test_a_graph_holds_for_its_shapes_and_addresses_only(
+    made, shared_bundles, cuda, monkeypatch, ranged, last
+):
+    """Engines of one size keep theirs; one of a range captures anew when the size changes."""
+    if ranged:
+        wide = classmethod(lambda cls, sizes: cls.of({s: (1, n, 2 * n) for s, n in sizes.items()}))
+        monkeypatch.setattr(Span, "exactly", wide)
+    bundle = shared_bundles["codec"]
+    receiver, truth = made(bundle, selftest=False), Receiver(bundle, backend=TRUTH)
+    for rows, replays in ((4, 0), (4, 1), (8, 1), (8, 2), (4, last[0]), (4, last[1])):
+        received = symbols(rows=rows, columns=rows)[0]
+        image, _ = receiver.receive(received, Csi(7.0), seed=0)
+        assert np.array_equal(image, truth.receive(received, Csi(7.0), seed=0)[0])
+        assert cuda.driver.replays == replays
+    assert len(cuda.driver.captured) == last[2]
+
+
+def test_a_run_that_the_host_asks_for_goes_between(made, shared_bundles, cuda):
+    """A lane serves both, and keeps its graph."""
+    bundle = shared_bundles["codec"]
+    receiver, truth = made(bundle, selftest=False), Receiver(bundle, backend=TRUTH)
+    session = receiver._program.stages["decode"].session
+    received = symbols()[0]
+    expected = truth.receive(received, Csi(7.0), seed=0)[0]
+    planes = np.concatenate([received.real, received.imag])[None]
+    fed = {"received": planes, "snr_db": np.array([7.0], np.float32)}
+    for replays in (0, 1, 2):
+        assert np.array_equal(receiver.receive(received, Csi(7.0), seed=0)[0], expected)
+        drawn = session.run(fed)["reconstruction"][0].transpose(1, 2, 0)
+        assert np.abs(drawn * 255 - expected).max() <= 1
+        assert cuda.driver.replays == replays
+
+
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [
+        ("cuStreamBeginCapture", "cuStreamBeginCapture: got CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),
+        ("cuStreamEndCapture", "cuStreamEndCapture: got CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),
+        ("cuGraphInstantiate", "cuGraphInstantiate: got CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),
+        ("run", "got 'IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (operation not"),
+    ],
+)
+def test_what_cannot_be_captured_is_enqueued_and_that_is_said_once(
+    made, shared_bundles, library, cuda, monkeypatch, function, got
+):
+    bundle = shared_bundles["diffusion"]
+    receiver, truth = made(bundle), Receiver(bundle, backend=TRUTH)
+    given = {"seed": 0, "sampler": "ddpm", "side": CONTEXT}
+    real = cuda.driver.cuStreamBeginCapture
+
+    def begin(hStream, mode):
+        """The first capture, that of the loop's second step, goes wrong."""
+        monkeypatch.setattr(cuda.driver, "cuStreamBeginCapture", real)
+        if function == "run":
+            words = "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (operation not permi"
+            library.faults["run"] = [words]
+        else:
+            cuda.driver.failures[function] = Status.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+        return real(hStream, mode)
+
+    begin.__name__ = "cuStreamBeginCapture"
+    monkeypatch.setattr(cuda.driver, "cuStreamBeginCapture", begin)
+    for _ in range(3):
+        image, record = receiver.receive(symbols()[0], Csi(7.0), **given)
+        assert np.array_equal(image, truth.receive(symbols()[0], Csi(7.0), **given)[0])
+        (note,) = record.fallbacks
+        assert note.startswith(f"stage 'denoise' runs without a CUDA graph: {got}")
+    assert cuda.driver.replays == 2 * 3  # the other stages, from their second run on
+
+
+def test_a_graph_that_does_not_launch_is_e_run(made, shared_bundles, cuda):
+    receiver = made(shared_bundles["diffusion"])
+    cuda.driver.failures["cuGraphLaunch"] = Status.CUDA_ERROR_ILLEGAL_ADDRESS
+    message = "stage 'denoise' in tensorrt 10.3.0 on NVIDIA Fake: got cuGraphLaunch CUDA_ERROR_ILL"
+    with pytest.raises(UnavailableError, match=message) as caught:
+        receiver.receive(symbols()[0], Csi(7.0), seed=0, side=CONTEXT)
+    assert caught.value.code == "E_RUN"
+    receiver.receive(symbols()[0], Csi(7.0), seed=0, side=CONTEXT)
 
 
 def test_what_is_dropped_in_the_middle_is_run_on_the_cpu(
