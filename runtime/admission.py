@@ -6,6 +6,7 @@ are refused with a reason.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,8 @@ class Admitted:
     """One image's symbols, ready for the networks.
 
     Attributes:
-        planes: float32[planes, rows, columns], after equalisation.
+        symbols: complex64[planes / 2, rows, columns], zero where one never arrived.
+        divisor: What equalisation divides them by; None where it leaves them as they are.
         csi: As declared.
         snr_db: As the networks are told it.
         power: Mean power of the symbols as received.
@@ -38,13 +40,19 @@ class Admitted:
         missing: Symbols that never arrived.
     """
 
-    planes: Floats
+    symbols: Symbols
+    divisor: complex | None
     csi: Csi
     snr_db: float
     power: float
     snr_db_measured: float | None
     suspect: bool
     missing: int
+
+    @cached_property
+    def planes(self) -> Floats:
+        """float32[planes, rows, columns], equalised: real parts, imaginary parts behind."""
+        return unpack(self.symbols, self.divisor)
 
     @property
     def clamped(self) -> bool:
@@ -163,8 +171,10 @@ def admit(
     power = _mean_power(arrived, count)
     _check_power(arrived, power, csi, snr_db, signal, where)
     measured, suspect = _measure(power, count, csi)
-    return Admitted(
-        planes=_planes(arrived, csi, signal, where),
+    divided = signal.equalisation == "zero_forcing" and csi.gain != 1.0
+    admitted = Admitted(
+        symbols=arrived,
+        divisor=csi.gain if divided else None,
         csi=csi,
         snr_db=snr_db,
         power=power,
@@ -172,6 +182,8 @@ def admit(
         suspect=suspect,
         missing=missing,
     )
+    _check_quotients(admitted, where)
+    return admitted
 
 
 def _clamp(csi: Csi, signal: Signal, *, strict_snr: bool, where: str) -> float:
@@ -233,14 +245,11 @@ def _measure(power: float, count: int, csi: Csi) -> tuple[float | None, bool]:
     return measured, apart and abs(excess - noise) > _SUSPECT_SIGMAS * spread
 
 
-def _planes(symbols: Symbols, csi: Csi, signal: Signal, where: str) -> Floats:
-    """Equalise and unpack: real parts first, imaginary parts behind them."""
-    divided = signal.equalisation == "zero_forcing" and csi.gain != 1.0
-    planes = unpack(symbols, csi.gain if divided else None)
-    if not np.isfinite(planes).all():
+def _check_quotients(admitted: Admitted, where: str) -> None:
+    """Hold the gain to what finite symbols can be divided by."""
+    if admitted.divisor is not None and not np.isfinite(admitted.planes).all():
         raise CsiError(
             "E_CSI",
-            f"{where}: got a gain of {csi.gain:.3g}, expected one that the symbols can be "
+            f"{where}: got a gain of {admitted.csi.gain:.3g}, expected one that the symbols can be "
             "divided by. Estimate the gain again.",
         )
-    return planes

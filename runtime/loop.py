@@ -11,11 +11,13 @@ itself: images received together may start at different levels.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Generic
 
 import numpy as np
 import numpy.typing as npt
 
-from jscc.kernels.advance.reference import advance
+from jscc.runtime.arithmetic import Arithmetic, Mix, T, Terms
 from jscc.runtime.choices import (
     Choices,
     chosen_guidance,
@@ -28,16 +30,15 @@ from jscc.runtime.choices import (
 )
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest_loops import Loop
-from jscc.runtime.noise import NoiseSource
 from jscc.runtime.schedule import Schedule
 from jscc.runtime.spacing import OWN
 from jscc.runtime.table import Row, Table, table_for
 
-Floats = npt.NDArray[np.float32]
+_LEVELS = ("t", "alpha_bar", "alpha_bar_next")  # of a row, what a stage is told
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(Generic[T]):
     """What the stage is asked at one step; one item per image.
 
     Attributes:
@@ -45,20 +46,20 @@ class Question:
         timestep: Noise level, float32[batch].
         alpha_bar: What is left of the clean image at that level, float32[batch].
         alpha_bar_next: The same where the step will end; 1 at the clean image.
-        noise: This step's draw, like `state`; None where the sampler draws none.
+        draw: Gives this step's noise, like `state`; None where the sampler draws none.
         guided: Whether the guide's gradient is wanted.
     """
 
-    state: Floats
-    timestep: Floats
-    alpha_bar: Floats
-    alpha_bar_next: Floats
-    noise: Floats | None
+    state: T
+    timestep: T
+    alpha_bar: T
+    alpha_bar_next: T
+    draw: Callable[[], T] | None
     guided: bool
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Generic[T]):
     """What the stage says; all like the state.
 
     Attributes:
@@ -67,12 +68,12 @@ class Answer:
         direction: What else the way on is made of, where the stage says so.
     """
 
-    clean: Floats
-    grad: Floats | None = None
-    direction: Floats | None = None
+    clean: T
+    grad: T | None = None
+    direction: T | None = None
 
 
-Denoise = Callable[[Question], Answer]
+Denoise = Callable[[Question[T]], Answer[T]]
 
 
 @dataclass(frozen=True)
@@ -225,96 +226,64 @@ def _own_levels(
 
 def run_loop(
     plan: LoopPlan,
-    denoise: Denoise,
+    denoise: Denoise[T],
+    arithmetic: Arithmetic[T],
     *,
     shape: tuple[int, ...],
-    start: Floats | None,
-    guide: Floats | None,
-    noise: NoiseSource,
-    seed: int,
-    frame: int,
-) -> Floats:
+    start: T | None,
+    guide: T | None,
+) -> T:
     """Run the loop and return its last state, the clean one.
 
     Args:
         plan: What to do.
         denoise: The stage.
+        arithmetic: Carries the state along, and draws its noise.
         shape: Of the state, images first.
         start: Tensor of a ``received`` start, of this shape.
         guide: Tensor that the guide pulls to, of this shape; None where the stage has a guide.
-        noise: Where noise comes from; image i draws as number ``frame + i``.
-        seed: Passed on to `noise`.
-        frame: Number of the first image.
     """
-    inner = shape[1:]
-
-    def draw(image: int, number: int) -> Floats:
-        return noise.draw(seed, frame + image, plan.first_draw + number, inner)
-
-    state = np.empty(shape, np.float32)
-    for image, path in zip(range(shape[0]), plan.paths, strict=True):
-        fresh = draw(image, 0) if path.noise else None
-        begin = None if start is None else start[image]
-        state[image] = _mix(begin, path.signal, fresh, path.noise, inner)
-    scale = 1.0 if plan.guide is not None else 0.5 / math.prod(inner)
+    mixes = [Mix(path.signal, path.noise) for path in plan.paths]
+    state = arithmetic.start(shape, start, mixes, plan.first_draw)
+    scale = 1.0 if plan.guide is not None else 0.5 / math.prod(shape[1:])
     tables = [path.table.guided(scale * path.guidance, plan.guide_every) for path in plan.paths]
-    before: tuple[Floats | None, Floats | None] = (None, None)
-    for step in range(len(tables[0].rows)):
-        rows = [table.rows[step] for table in tables]
-        drawn, answer = None, None
-        if any(row.s or row.d for row in rows):
-            drawn = np.stack([draw(image, step + 1) for image in range(shape[0])])
+    steps = list(zip(*(table.rows for table in tables), strict=True))
+    levels = arithmetic.take(_levels(steps))
+    before: tuple[T | None, T | None] = (None, None)
+    for step, rows in enumerate(steps):
+        number, answer = plan.first_draw + step + 1, None
         if rows[0].t is not None:
-            answer = denoise(_question(state, rows, drawn, guided=plan.guide is not None))
-        state = _advance(state, rows, answer, before, drawn, guide)
+            told = arithmetic.item(levels, step)
+            draw = partial(arithmetic.noise, shape, number)
+            question = Question(
+                state=state,
+                timestep=arithmetic.item(told, 0),
+                alpha_bar=arithmetic.item(told, 1),
+                alpha_bar_next=arithmetic.item(told, 2),
+                draw=draw if any(row.s or row.d for row in rows) else None,
+                guided=plan.guide is not None and any(row.g for row in rows),
+            )
+            answer = denoise(question)
+        state = arithmetic.advance(state, rows, _terms(answer, before, guide), number)
         before = before if answer is None else (answer.clean, before[0])
     return state
 
 
-def _question(
-    state: Floats, rows: Sequence[Row], drawn: Floats | None, *, guided: bool
-) -> Question:
-    return Question(
-        state=state,
-        timestep=np.array([row.t for row in rows], np.float32),
-        alpha_bar=np.array([row.alpha_bar for row in rows], np.float32),
-        alpha_bar_next=np.array([row.alpha_bar_next for row in rows], np.float32),
-        noise=drawn,
-        guided=guided and any(row.g for row in rows),
-    )
+def _levels(steps: Sequence[Sequence[Row]]) -> npt.NDArray[np.float32]:
+    """What a stage is told of each step's noise levels, float32[steps, 3, images]."""
+    levels = [
+        [[getattr(row, name) or 0.0 for row in rows] for name in _LEVELS]  # a step may ask nothing
+        for rows in steps
+    ]
+    return np.array(levels, np.float32)
 
 
-def _advance(
-    state: Floats,
-    rows: Sequence[Row],
-    answer: Answer | None,
-    before: tuple[Floats | None, Floats | None],
-    drawn: Floats | None,
-    guide: Floats | None,
-) -> Floats:
-    """The state after one step, each image by its own row."""
-    after = np.empty_like(state)
-    for image, row in enumerate(rows):
-        clean = _item(None if answer is None else answer.clean, image)
-        grad = _item(None if answer is None else answer.grad, image)
-        if grad is None and row.g and guide is not None and clean is not None:
-            grad = clean - guide[image]
-        direction = _item(None if answer is None else answer.direction, image)
-        after[image] = advance(
-            state[image],
-            clean,
-            _item(before[0], image),
-            _item(before[1], image),
-            _item(drawn, image),
-            grad,
-            direction,
-            row,
-        )
-    return after
-
-
-def _item(arrays: Floats | None, image: int) -> Floats | None:
-    return None if arrays is None else arrays[image]
+def _terms(
+    answer: Answer[T] | None, before: tuple[T | None, T | None], guide: T | None
+) -> Terms[T]:
+    if answer is None:
+        return Terms(None, *before, target=guide)
+    return Terms(answer.clean, *before, answer.grad, answer.direction, guide)
 
 
 def _level(schedule: Schedule, share: float | None, steps: int, snr_db: float) -> int:
@@ -330,15 +299,3 @@ def _path(schedule: Schedule, table: Table, start: str) -> Path:
         return Path(level, 0.0, 1.0, table)
     abar = float(schedule.alphas_cumprod[level])
     return Path(level, math.sqrt(abar), math.sqrt(1.0 - abar), table)
-
-
-def _mix(
-    start: Floats | None, signal: float, drawn: Floats | None, noise: float, shape: tuple[int, ...]
-) -> Floats:
-    """``signal * start + noise * drawn``, without the terms whose factor is zero."""
-    state = np.zeros(shape, np.float32)
-    if signal and start is not None:
-        state += start * np.float32(signal)
-    if noise and drawn is not None:
-        state += drawn * np.float32(noise)
-    return state

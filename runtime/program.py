@@ -5,64 +5,29 @@ does so once per step with its state, its knobs and what the step is about added
 state behind. A descent leaves what it renders.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
-import numpy.typing as npt
 
-from jscc.runtime.backends.base import Backend, Session
+from jscc.runtime.arithmetic import Arithmetic, Brought, HostArithmetic, T
+from jscc.runtime.backends.base import Backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.descent import DescentPlan, Scene, run_descent
 from jscc.runtime.errors import UsageError
 from jscc.runtime.fixed import FixedSession, open_entry
 from jscc.runtime.loop import Answer, LoopPlan, Question, run_loop
-from jscc.runtime.manifest import Manifest, StageEntry
+from jscc.runtime.manifest import Manifest
 from jscc.runtime.manifest_loops import Descent, LoopStep
 from jscc.runtime.noise import NoiseSource
 from jscc.runtime.ports import Array, Port, resolve
-from jscc.runtime.tiling import Tiling, run_tiled
+from jscc.runtime.stage import Stage, Trace
+from jscc.runtime.tiling import Tiling
 
 Supply = Callable[[str, Mapping[str, Array]], Array | None]
 
 STEP_INPUTS = ("timestep", "alpha_bar", "alpha_bar_next", "noise")  # of a loop's stage
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a bundle, loaded."""
-
-    name: str
-    entry: StageEntry
-    session: Session
-
-    def run(self, arrays: Mapping[str, Array], tiling: Tiling, trace: "Trace") -> dict[str, Array]:
-        """Run once, tile by tile where the stage allows and the image is larger than a tile."""
-        begun = time.perf_counter()
-        tiles = tiling.count if self.entry.tiled else 1
-        if tiles > 1:
-            ports = self.entry.inputs, self.entry.outputs
-            results = run_tiled(self.session.run, *ports, arrays, tiling)
-        else:
-            results = self.session.run(arrays)
-        trace.tiles[self.name] = tiles
-        trace.add(self.name, begun)
-        return results
-
-
-@dataclass
-class Trace:
-    """What one run did; belongs to one call."""
-
-    tiles: dict[str, int] = field(default_factory=dict)
-    losses: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    times_ms: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, begun: float) -> None:
-        """Add the time since `begun` (of ``time.perf_counter``) to `name`."""
-        elapsed = 1e3 * (time.perf_counter() - begun)
-        self.times_ms[name] = self.times_ms.get(name, 0.0) + elapsed
 
 
 @dataclass(frozen=True)
@@ -115,75 +80,166 @@ class Program:
         self, given: Mapping[str, Array], run: Run, trace: Trace, until: str | None = None
     ) -> dict[str, Array]:
         """Run all steps, or those up to the tensor `until`, and return every named tensor."""
-        tensors: dict[str, Array] = {**self.constants, **given}
-        for step in self.steps:
-            if until in tensors:
-                break
-            name = step.loop if isinstance(step, LoopStep) else step
-            if name in self.descents:
-                tensors.update(self._descend(name, tensors, run, trace))
-                continue
-            if isinstance(step, LoopStep):
-                tensors[self.states[name]] = self._loop(name, tensors, run, trace)
-                continue
-            stage = self.stages[name]
-            arrays = {port.name: _feed(port, tensors, run) for port in stage.entry.inputs}
-            tensors.update(stage.run(arrays, run.tiling, trace))
-        return tensors
+        arithmetic = HostArithmetic(run.noise, run.seed, run.frame)
+        return self.carry(arithmetic, given, run, trace, until)
 
-    def _loop(self, name: str, tensors: dict[str, Array], run: Run, trace: Trace) -> Array:
+    def carry(
+        self,
+        arithmetic: Arithmetic[T],
+        given: Mapping[str, Array | T],
+        run: Run,
+        trace: Trace,
+        until: str | None = None,
+    ) -> dict[str, T]:
+        """The same by `arithmetic`; of what is given those that were read are among the tensors."""
+        course = _Course(self, arithmetic, {**self.constants, **given}, run, trace)
+        for step in self.steps:
+            if until in course.tensors:
+                break
+            course.take_step(step)
+        return course.tensors
+
+
+class _Course(Generic[T]):
+    """One run of a program."""
+
+    def __init__(
+        self,
+        program: Program,
+        arithmetic: Arithmetic[T],
+        given: Mapping[str, Array | T],
+        run: Run,
+        trace: Trace,
+    ) -> None:
+        self._program = program
+        self._arithmetic = arithmetic
+        self._given = given
+        self._run = run
+        self._trace = trace
+        self.tensors: dict[str, T] = {}
+
+    def take_step(self, step: str | LoopStep) -> None:
+        """Run a stage, a loop or a descent."""
+        name = step.loop if isinstance(step, LoopStep) else step
+        if name in self._program.descents:
+            self._descend(name)
+        elif isinstance(step, LoopStep):
+            self.tensors[self._program.states[name]] = self._loop(name)
+        else:
+            stage = self._program.stages[name]
+            self.tensors.update(
+                self._ask(stage, {port.name: self._feed(port) for port in stage.entry.inputs})
+            )
+
+    def _ask(self, stage: Stage, tensors: Mapping[str, T]) -> dict[str, T]:
+        return self._arithmetic.ask(stage, tensors, self._run.tiling, self._trace)
+
+    def _loop(self, name: str) -> T:
         """Run a loop and return its last state."""
-        state, plan = self.states[name], run.plans[name]
-        plain = self.stages[name]
-        guided = plain if plan.guide_stage is None else self.stages[plan.guide_stage]
+        run, stages, arithmetic = self._run, self._program.stages, self._arithmetic
+        state, plan = self._program.states[name], run.plans[name]
+        plain = stages[name]
+        guided = plain if plan.guide_stage is None else stages[plan.guide_stage]
         ports = {port.name: port for stage in (guided, plain) for port in stage.entry.inputs}
         own = {state, *STEP_INPUTS, *plan.settings}
-        given = {
-            port.name: _feed(port, tensors, run) for port in ports.values() if port.name not in own
-        }
+        given = {port.name: self._feed(port) for port in ports.values() if port.name not in own}
         for setting, value in plan.settings.items():
-            given[setting] = np.full(run.sizes["batch"], value, np.float32)
+            given[setting] = arithmetic.take(np.full(run.sizes["batch"], value, np.float32))
+        shape = resolve(ports[state], run.sizes)
 
-        def denoise(question: Question) -> Answer:
+        def denoise(question: Question[T]) -> Answer[T]:
             stage = guided if question.guided else plain
-            told = {state: question.state, **_step_inputs(question)}
             fed = {
-                port.name: told[port.name].astype(port.dtype, copy=False)
-                if port.name in told
-                else given[port.name]
+                port.name: given[port.name]
+                if port.name in given
+                else self._told(question, port, state, shape)
                 for port in stage.entry.inputs
             }
-            return _answer(stage, stage.run(fed, run.tiling, trace))
+            return self._answer(stage, self._ask(stage, fed))
 
         pulled = any(path.guidance for path in plan.paths)
         return run_loop(
             plan,
             denoise,
-            shape=resolve(ports[state], run.sizes),
-            start=_named(tensors, plan.start_tensor if plan.start == "received" else None),
-            guide=_named(tensors, plan.guide_tensor if pulled else None),
-            noise=run.noise,
-            seed=run.seed,
-            frame=run.frame,
+            arithmetic,
+            shape=shape,
+            start=self._named(plan.start_tensor if plan.start == "received" else None),
+            guide=self._named(plan.guide_tensor if pulled else None),
         )
 
-    def _descend(
-        self, name: str, tensors: dict[str, Array], run: Run, trace: Trace
-    ) -> dict[str, Array]:
-        """Run a descent and return what it renders."""
-        descent = self.descents[name]
-        entries = {stage: self.stages[stage].entry for stage in descent.stages}
+    def _told(self, question: Question[T], port: Port, state: str, shape: tuple[int, ...]) -> T:
+        """What a stage may ask of a step; the noise is zero where none is drawn."""
+        if port.name == state:
+            told = question.state
+        elif port.name == "noise":
+            told = self._arithmetic.zeros(shape) if question.draw is None else question.draw()
+        else:
+            told = getattr(question, port.name)
+        return self._arithmetic.cast(told, port.dtype)
+
+    def _answer(self, stage: Stage, results: Mapping[str, T]) -> Answer[T]:
+        """What a loop's stage returned: its first output, and others by their names."""
+        floats = {name: self._arithmetic.cast(each, "float32") for name, each in results.items()}
+        clean = floats[stage.entry.outputs[0].name]
+        return Answer(clean, floats.get("grad"), floats.get("direction"))
+
+    def _descend(self, name: str) -> None:
+        """Run a descent, on the host; its tensors are what it renders."""
+        run, stages = self._run, self._program.stages
+        descent = self._program.descents[name]
+        entries = {stage: stages[stage].entry for stage in descent.stages}
         ports = [port for entry in entries.values() for port in entry.inputs]
         own = {*descent.variables, *descent.settings}
-        arrays = {port.name: _feed(port, tensors, run) for port in ports if port.name not in own}
+        arrays = {
+            port.name: self._arithmetic.bring(self._feed(port))
+            for port in ports
+            if port.name not in own
+        }
         scene = Scene(arrays, run.tiling, run.sizes["batch"], run.noise, run.seed, run.frame)
 
         def ask(stage: str, fed: Mapping[str, Array]) -> dict[str, Array]:
-            return self.stages[stage].run(fed, run.tiling, trace)
+            return stages[stage].run(fed, run.tiling, self._trace)
 
         plan = run.descents[name]
-        rendered, trace.losses[name] = run_descent(descent, plan, entries, ask, scene)
-        return rendered
+        rendered, self._trace.losses[name] = run_descent(descent, plan, entries, ask, scene)
+        self.tensors.update(
+            {port: self._arithmetic.take(array) for port, array in rendered.items()}
+        )
+
+    def _feed(self, port: Port) -> T:
+        """The tensor for `port`; one item is repeated for every image of the batch."""
+        tensor, batch = self._find(port), self._run.sizes["batch"]
+        one = port.shape[:1] == ("batch",) and self._arithmetic.length(tensor) == 1
+        if one and batch > 1:
+            tensor = self._arithmetic.repeated(tensor, batch)
+        self.tensors[port.name] = tensor
+        return tensor
+
+    def _find(self, port: Port) -> T:
+        tensor = self._known(port.name)
+        if tensor is not None:
+            return tensor
+        array = self._run.supply(port.name, Brought(self._arithmetic, self.tensors))
+        if array is None:
+            raise UsageError(
+                "E_SIDE",
+                f"side: got no {port.name!r}, expected {port}. Give it with the symbols, "
+                "or give the receiver a captioner.",
+            )
+        return self._arithmetic.take(array)
+
+    def _known(self, name: str) -> T | None:
+        """A tensor that is there, or was given."""
+        if name not in self.tensors and name in self._given:
+            given = self._given[name]
+            self.tensors[name] = (
+                self._arithmetic.take(given) if isinstance(given, np.ndarray) else given
+            )
+        return self.tensors.get(name)
+
+    def _named(self, name: str | None) -> T | None:
+        tensor = None if name is None else self._known(name)
+        return None if tensor is None else self._arithmetic.cast(tensor, "float32")
 
 
 def load_stages(bundle: Bundle, names: Iterable[str], backend: Backend) -> dict[str, Stage]:
@@ -232,39 +288,3 @@ def load_program(bundle: Bundle, backend: Backend) -> Program:
     constants = {name: bundle.tensor(name) for name in manifest.tensors if name in read}
     states = {name: loop.state for name, loop in manifest.loops.items()}
     return Program(manifest.program, stages, states, manifest.descents, constants)
-
-
-def _feed(port: Port, tensors: dict[str, Array], run: Run) -> Array:
-    """The array for `port`; one item is repeated for every image of the batch."""
-    array = tensors.get(port.name)
-    if array is None:
-        array = run.supply(port.name, tensors)
-    if array is None:
-        raise UsageError(
-            "E_SIDE",
-            f"side: got no {port.name!r}, expected {port}. Give it with the symbols, "
-            "or give the receiver a captioner.",
-        )
-    batch = run.sizes["batch"]
-    if port.shape and port.shape[0] == "batch" and array.shape[:1] == (1,) and batch > 1:
-        array = np.repeat(array, batch, axis=0)
-    tensors[port.name] = array
-    return array
-
-
-def _step_inputs(question: Question) -> dict[str, Array]:
-    """What a stage may ask of a step, by port name; the noise is zero where none is drawn."""
-    noise = np.zeros_like(question.state) if question.noise is None else question.noise
-    arrays = (question.timestep, question.alpha_bar, question.alpha_bar_next, noise)
-    return dict(zip(STEP_INPUTS, arrays, strict=True))
-
-
-def _answer(stage: Stage, results: Mapping[str, Array]) -> Answer:
-    """What a loop's stage returned: its first output, and others by their names."""
-    floats = {name: array.astype(np.float32, copy=False) for name, array in results.items()}
-    clean = floats[stage.entry.outputs[0].name]
-    return Answer(clean, floats.get("grad"), floats.get("direction"))
-
-
-def _named(tensors: Mapping[str, Array], name: str | None) -> npt.NDArray[np.float32] | None:
-    return None if name is None else tensors[name].astype(np.float32, copy=False)

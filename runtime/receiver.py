@@ -15,27 +15,31 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from jscc.kernels.to_uint8.reference import flags_of
 from jscc.runtime.admission import check_dtype
 from jscc.runtime.backends.base import Backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.choices import Choices
 from jscc.runtime.csi import Csi
+from jscc.runtime.device.reception import WHAT, find_station, reason_for_host, receive_there
 from jscc.runtime.errors import ImageError, JsccError, UnavailableError
 from jscc.runtime.job import Job, Request, Rules
 from jscc.runtime.noise import NoiseSource, PhiloxNoise
 from jscc.runtime.ports import Array
 from jscc.runtime.preprocess import from_network, restore
-from jscc.runtime.program import Run, Trace, load_program
+from jscc.runtime.program import Run, load_program
 from jscc.runtime.record import DescentRecord, LoopRecord, Record
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.selftest import empty_sides, failure_of
+from jscc.runtime.stage import Trace
 from jscc.runtime.tiling import tile_image
 
 Pixels = npt.NDArray[np.uint8]
 Symbols = npt.NDArray[np.complex64]
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Flags = npt.NDArray[np.uint32]
 
 
 class Captioner(Protocol):
@@ -271,7 +275,6 @@ class Receiver:
         )
         gains = [(image.csi.gain.real, image.csi.gain.imag) for image in admitted]
         given: dict[str, Array] = {
-            "received": np.stack([image.planes for image in admitted]),
             "snr_db": np.array([image.snr_db for image in admitted], np.float32),
             "gain": np.array(gains, np.float32),
             **job.side,
@@ -292,25 +295,67 @@ class Receiver:
             supply=self._caption,
         )
         trace = Trace()
-        wanted = manifest.codec_output if job.alone else None
-        tensors = self._program.execute(given, run, trace, wanted)
-        outputs = tensors[wanted or manifest.image_output].astype(np.float32, copy=False)
-        images = np.stack([self._finish(image, i, job) for i, image in enumerate(outputs)])
+        shown, said = self._carry(job, run, given, trace)
+        images = np.stack(
+            [self._finish(pixels, flags, i, job) for i, (pixels, flags) in enumerate(shown)]
+        )
         trace.add("total", begun)
+        notes = (*notes, *said)
         records = [self._record(job, index, trace, notes) for index in range(len(admitted))]
         return images, tuple(records)
 
-    def _finish(self, image: Floats, index: int, job: Job) -> Pixels:
+    def _carry(
+        self, job: Job, run: Run, given: dict[str, Array], trace: Trace
+    ) -> tuple[list[tuple[Pixels, Flags]], tuple[str, ...]]:
+        """Run the program, where it runs; padded pixels with their flags, and what is to be said.
+
+        See `jscc.kernels.to_uint8.reference.flags_of`.
+        """
+        manifest, program = self._manifest, self._program
+        wanted = manifest.codec_output if job.alone else None
+        image, rounding = wanted or manifest.image_output, manifest.image.rounding
+        said: tuple[str, ...] = ()
+        station = find_station(program)
+        if station is not None:
+            reason = reason_for_host(program, station, run, image)
+            if not reason:
+                symbols = tuple((each.symbols, each.divisor) for each in job.admitted)
+                there = Trace()
+                try:
+                    received = receive_there(
+                        program, station, run, there, symbols, given, image, rounding
+                    )
+                except UnavailableError as error:
+                    if error.code == "E_MEMORY" and len(job.admitted) > 1:
+                        raise  # they may fit one by one
+                    reason = str(error)
+                else:
+                    trace.join(there)
+                    return list(zip(received.pixels, received.flags, strict=True)), station.notes
+            said = (f"{WHAT} stays on the host: {reason}",)
+        given["received"] = np.stack([image.planes for image in job.admitted])
+        tensors = program.execute(given, run, trace, wanted)
+        outputs = tensors[image].astype(np.float32, copy=False)
+        return [self._drawn(each, rounding) for each in outputs], said
+
+    @staticmethod
+    def _drawn(image: Floats, rounding: str) -> tuple[Pixels, Flags]:
+        """What the networks draw as pixels; anything where the flags tell that it is no image."""
+        flags = flags_of(image)
+        if flags[0]:
+            return np.zeros((*image.shape[1:], 3), np.uint8), flags
+        return from_network(image, rounding), flags
+
+    def _finish(self, pixels: Pixels, flags: Flags, index: int, job: Job) -> Pixels:
         """Check what the networks return and turn it into an image of the size that was sent."""
-        finite = bool(np.isfinite(image).all())
-        if not finite or float(image.min()) == float(image.max()):
-            got = "one colour only" if finite else "values that are not finite"
+        broken, varied = map(bool, flags)
+        if broken or not varied:
+            got = "values that are not finite" if broken else "one colour only"
             raise ImageError(
                 "E_DECODE_NONFINITE",
                 f"image {job.frame + index}: got {got} from finite symbols, expected an image. "
                 "Try a bundle of higher precision or another provider.",
             )
-        pixels = from_network(image, self._manifest.image.rounding)
         return restore(pixels, job.geometry)
 
     def _caption(self, name: str, tensors: Mapping[str, Array]) -> Array | None:
@@ -369,7 +414,7 @@ class Receiver:
             snr_clamped=image.clamped,
             snr_db_measured=image.snr_db_measured,
             snr_suspect=image.suspect,
-            symbols=image.planes.size // 2,
+            symbols=image.symbols.size,
             missing=image.missing,
             power=image.power,
             fallbacks=(*self._refusals, *self._program.fallbacks, *notes),

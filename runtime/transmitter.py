@@ -15,8 +15,9 @@ from jscc.runtime.csi import Csi
 from jscc.runtime.errors import BundleError, CsiError, ImageError, UsageError
 from jscc.runtime.ports import Array, describe
 from jscc.runtime.preprocess import check_image, enlarge, geometry_of, pad, to_network
-from jscc.runtime.program import Trace, load_stages
+from jscc.runtime.program import load_stages
 from jscc.runtime.sides import ENCODE, side_outputs
+from jscc.runtime.stage import Trace
 from jscc.runtime.tiling import tile_image
 
 Pixels = npt.NDArray[np.uint8]

@@ -3,12 +3,14 @@
     value = image + low(other - image)                 colours fixed: low frequencies from `other`
     pixel = round(clamp(value, 0, 1) * 255)            truncated or to the nearest, half to even
 
-in float32, each operation rounded once. low is five times the binomial kernel (1 2 1)ᵀ(1 2 1) / 16,
-dilated 1, 2, 4, 8 and 16, edges repeated: the rest of an à-trous wavelet decomposition. What each
-blur removed adds up to the image minus low, and low is linear, so one low is enough where the
-wavelet colour fix that came with Jianyi Wang, Zongsheng Yue, Shangchen Zhou, Kelvin C. K. Chan,
-Chen Change Loy, "Exploiting Diffusion Prior for Real-World Image Super-Resolution",
-arXiv:2305.07015, takes two.
+in float32, each operation rounded once. Beside the pixels two flags tell whether the values are an
+image at all: whether one is not finite, and whether one differs from the first.
+
+low is five times the binomial kernel (1 2 1)ᵀ(1 2 1) / 16, dilated 1, 2, 4, 8 and 16, edges
+repeated: the rest of an à-trous wavelet decomposition. What each blur removed adds up to the image
+minus low, and low is linear, so one low is enough where the wavelet colour fix that came with
+Jianyi Wang, Zongsheng Yue, Shangchen Zhou, Kelvin C. K. Chan, Chen Change Loy, "Exploiting
+Diffusion Prior for Real-World Image Super-Resolution", arXiv:2305.07015, takes two.
 
 A blur sums (left + 2 middle) + right in each of three rows, then the rows in the same way, upper
 first.
@@ -21,6 +23,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.uint32]
 
 REACHES: Final = (1, 2, 4, 8, 16)  # dilations of the blurs
 ROUNDINGS: Final = ("truncate", "nearest")
@@ -42,6 +45,18 @@ def to_uint8(image: Floats, rounding: str) -> Pixels:
     if rounding == "nearest":
         np.rint(scaled, out=scaled)
     return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))
+
+
+def flags_of(image: Floats) -> Flags:
+    """uint32[2] of what becomes pixels: 1 where a value is not finite, 1 where one differs.
+
+    Args:
+        image: float32[3, height, width]; its values are compared with the first, so that one which
+            is no number differs.
+    """
+    broken = not np.isfinite(image).all()
+    varied = bool((image != image.flat[0]).any())
+    return np.array([broken, varied], np.uint32)
 
 
 def fix_colors(image: Floats, other: Floats) -> Floats:

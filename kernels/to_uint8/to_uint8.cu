@@ -40,6 +40,18 @@ JSCC_ELEMENT float blur_element(const float *image, const float *minus, u32 reac
     return mul(binomial(rows[0], rows[1], rows[2]), 0.0625f);
 }
 
+// Element (y, x) of one plane with its colours fixed; `correction` may be null.
+JSCC_ELEMENT float fixed_element(const float *image, const float *correction, u32 reach, Size size,
+                                 u64 y, u64 x) {
+    const float value = image[y * size.width + x];
+    if (correction == nullptr) {
+        return value;
+    }
+    return add(value, blur_element(correction, nullptr, reach, size, y, x));
+}
+
+JSCC_ELEMENT bool finite(float value) { return magnitude(value) <= 0x1.fffffep127f; }
+
 // A finite value of [0, 1], clamped, as a byte; half to even where `nearest`.
 JSCC_ELEMENT u8 to_byte(float value, bool nearest) {
     const float clamped = value < 0.0f ? 0.0f : value > 1.0f ? 1.0f : value;
@@ -66,22 +78,34 @@ JSCC_KERNEL blur(float *blurred, const float *image, const float *minus, jscc::u
     }
 }
 
-// `correction`, blurred once more on the way, is added to `image`; it may be null.
-JSCC_KERNEL to_uint8(jscc::u8 *pixels, const float *image, const float *correction,
-                     jscc::u32 reach, jscc::u32 nearest, jscc::u64 height, jscc::u64 width) {
+// `correction`, blurred once more on the way, is added to `image`; it may be null. So may `flags`:
+// the first becomes 1 where a value is not finite, the second where one differs from the first value.
+// Whichever thread sees it says so; they all say the same.
+JSCC_KERNEL to_uint8(jscc::u8 *pixels, jscc::u32 *flags, const float *image,
+                     const float *correction, jscc::u32 reach, jscc::u32 nearest,
+                     jscc::u64 height, jscc::u64 width) {
     using namespace jscc;
     const Size size = {height, width};
     const u64 area = height * width;
+    float first = 0.0f;
+    if (flags != nullptr && area != 0) {
+        first = fixed_element(image, correction, reach, size, 0, 0);
+    }
     for (u64 i = first_index(); i < area; i += index_stride()) {
         const u64 y = i / width, x = i % width;
         for (u64 color = 0; color < 3; ++color) {
             const u64 plane = color * area;
-            float value = image[plane + i];
-            if (correction != nullptr) {
-                value = add(
-                    value, blur_element(correction + plane, nullptr, reach, size, y, x));
-            }
+            const float *low = correction == nullptr ? nullptr : correction + plane;
+            const float value = fixed_element(image + plane, low, reach, size, y, x);
             pixels[3 * i + color] = to_byte(value, nearest != 0);
+            if (flags != nullptr) {
+                if (!finite(value)) {
+                    flags[0] = 1;
+                }
+                if (value != first) {
+                    flags[1] = 1;
+                }
+            }
         }
     }
 }

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from jscc.runtime.device.device import DeviceArray
+from jscc.runtime.device.flow import Flow
+from jscc.runtime.device.station import Station
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Array, Port
 
@@ -39,6 +42,38 @@ class Session(Protocol):
             DataError: ``E_PORT``, an array is not what its port says.
             UnavailableError: ``E_MEMORY``, the device has too little memory; ``E_RUN``, the
                 engine failed.
+        """
+
+
+@runtime_checkable
+class DeviceSession(Session, Protocol):
+    """A session that takes tensors where they are, on its device."""
+
+    @property
+    def station(self) -> Station:
+        """The device."""
+
+    def reason_for_host(self, sizes: Mapping[str, int]) -> str:
+        """Why `run_there` is of no use for images of these sizes; empty where it is.
+
+        Raises:
+            BundleError: The graph is not what the manifest says.
+            UnavailableError: ``E_MEMORY``, for a batch: its images may fit one by one.
+        """
+
+    def run_there(
+        self, tensors: Mapping[str, DeviceArray], sizes: Mapping[str, int], flow: Flow
+    ) -> dict[str, DeviceArray]:
+        """Run the stage once in a flow, which goes on meanwhile.
+
+        Args:
+            tensors: By the name of their ports.
+            sizes: That the ports' symbols take.
+            flow: Where it is its turn.
+
+        Raises:
+            DataError: ``E_PORT``, a tensor is not what its port says.
+            UnavailableError: ``E_MEMORY``, ``E_RUN``, as far as it is known yet.
         """
 
 

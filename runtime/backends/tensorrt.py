@@ -16,12 +16,13 @@ from pathlib import Path
 
 from jscc.runtime.backends.base import Session
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from jscc.runtime.device.device import open_device
+from jscc.runtime.device.station import station_of
 from jscc.runtime.errors import JsccError, UnavailableError, UsageError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.tensorrt.build import Plan
 from jscc.runtime.tensorrt.cache import EngineCache, EngineKey, hash_graph
-from jscc.runtime.tensorrt.cuda import open_device
-from jscc.runtime.tensorrt.engine import Place
+from jscc.runtime.tensorrt.lane import Place
 from jscc.runtime.tensorrt.library import FULL, load_library
 from jscc.runtime.tensorrt.session import TensorRtSession
 from jscc.runtime.tensorrt.supply import Supply, Tell
@@ -32,14 +33,18 @@ def usual_folder() -> Path:
     return Path.home() / ".cache" / "jscc" / "engines"
 
 
-def find_place() -> Place:
+def find_place(folder: Path | None = None) -> Place:
     """The library that is installed and the first device.
+
+    Args:
+        folder: Where engines are kept; compiled kernels are kept beside it.
 
     Raises:
         UnavailableError: ``E_MODULE``, ``E_CUDA``.
     """
     library = load_library()
-    return Place(library, open_device())
+    beside = (usual_folder() if folder is None else folder).with_name("kernels")
+    return Place(library, station_of(open_device(), beside))
 
 
 def target_of(place: Place) -> str:
@@ -99,7 +104,7 @@ class TensorRtBackend:
             return session
 
         try:
-            place = find_place()
+            place = find_place(self.folder)
         except JsccError as error:  # goes for all stages alike
             return spare(f"the CPU takes TensorRT's place: {error}")
         try:

@@ -187,7 +187,7 @@ def _tensorrt(machine: Machine) -> list[Check]:
     except ModuleNotFoundError as error:
         checks.append(Check("tensorrt", ABSENT, f"module {error.name!r} is missing", "see above"))
     try:
-        device = importlib.import_module("jscc.runtime.tensorrt.cuda").open_device()
+        device = importlib.import_module("jscc.runtime.device.device").open_device()
         checks.append(Check("CUDA device", OK, f"{device.name}, {device.target}"))
     except JsccError as error:
         lack = _remedy(error) if machine.nvidia or error.code != "E_MODULE" else ""

@@ -12,7 +12,13 @@ from typing import Any
 from jscc.runtime.errors import UnavailableError
 from jscc.runtime.jetson import install_cuda
 
+_MODULES = (  # the second until cuda-python 12.6
+    ("cuda.bindings.driver", "cuda.bindings.nvrtc"),
+    ("cuda.cuda", "cuda.nvrtc"),
+)
+_ALLOCATES = "cuMemAlloc"
 _NO_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "NVRTC_ERROR_OUT_OF_MEMORY")
+_DRIVER = "a CUDA device and its driver. Install NVIDIA's driver, or receive on the CPU."
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,19 @@ def import_cuda() -> Cuda:
     Raises:
         UnavailableError: ``E_MODULE``, it is not installed, or does not load.
     """
-    try:
-        driver = importlib.import_module("cuda.bindings.driver")
-        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
-    except Exception as error:  # a broken installation raises anything
-        got = "nothing"
-        if not isinstance(error, ModuleNotFoundError):
-            got = f"{type(error).__name__} {_first_line(error)!r}"
-        raise UnavailableError(
-            "E_MODULE",
-            f"module 'cuda.bindings': got {got}, expected it installed. Run: {install_cuda()}",
-        ) from error
-    return Cuda(driver, nvrtc)
+    got = "nothing"
+    for names in _MODULES:
+        try:
+            return Cuda(*map(importlib.import_module, names))
+        except ModuleNotFoundError as error:
+            reason: Exception = error
+        except Exception as error:  # a broken installation raises anything
+            got, reason = f"{type(error).__name__} {_words(error)!r}", error
+            break
+    raise UnavailableError(
+        "E_MODULE",
+        f"module 'cuda.bindings': got {got}, expected it installed. Run: {install_cuda()}",
+    ) from reason
 
 
 def call(function: Callable[..., Any], *arguments: object) -> Any:
@@ -59,31 +66,60 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
     try:
         status, *values = function(*arguments)
     except RuntimeError as error:  # the library itself, or the function in it, is not there
-        words = _first_line(error) or type(error).__name__
-        raise UnavailableError(
-            "E_CUDA",
-            f"{name}: got {words!r}, expected NVIDIA's libraries. Install the driver and run "
-            f"{install_cuda()}, or receive on the CPU.",
-        ) from error
+        raise _broken(name, repr(_words(error) or type(error).__name__)) from error
     if int(status):
-        raise failure_of(name, status)
+        wanted = f" for {arguments[0]} bytes" if name == _ALLOCATES else ""
+        raise failure_of(name, status, wanted)
     if not values:
         return None
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _words(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
 
 
-def failure_of(name: str, status: Any) -> UnavailableError:
-    """The error for a `status` that is not success."""
+def failure_of(name: str, status: Any, wanted: str = "") -> UnavailableError:
+    """The error for a `status` that is not success.
+
+    Args:
+        name: Of the function that returned it.
+        status: As cuda-python has it.
+        wanted: What memory was asked for, in words.
+    """
     word = getattr(status, "name", str(status))
-    if word in _NO_MEMORY:
-        return UnavailableError(
-            "E_MEMORY",
-            f"{name}: got {word}, expected enough memory. Receive fewer or smaller images at once.",
-        )
+    if word not in _NO_MEMORY:
+        return _broken(name, word)
     return UnavailableError(
-        "E_CUDA", f"{name}: got {word}, expected success. Run on the CPU, and update the driver."
+        "E_MEMORY",
+        f"{name}: got {word}{wanted}, expected enough memory. Receive fewer or smaller images at "
+        "once.",
     )
+
+
+def check_driver(driver: Any, version: int) -> None:
+    """Hold the driver to the bindings; both versions as CUDA writes them.
+
+    Raises:
+        UnavailableError: ``E_CUDA``, the driver is older than the bindings.
+    """
+    served, bound = version // 1000, int(getattr(driver, "CUDA_VERSION", 0)) // 1000
+    if 0 < served < bound:
+        raise UnavailableError(
+            "E_CUDA",
+            f"cuDriverGetVersion: got {version} from a driver for CUDA {served}, expected one for "
+            f"CUDA {bound}, as cuda-bindings has it, or an older cuda-bindings for this driver. "
+            f"Run: pip install 'cuda-bindings=={served}.*'",
+        )
+
+
+def no_device() -> UnavailableError:
+    """The error for a driver without a device."""
+    return _broken("cuDeviceGetCount", "0 devices")
+
+
+def _broken(name: str, got: str) -> UnavailableError:
+    expected = _DRIVER
+    if name.startswith("nvrtc"):
+        expected = f"NVIDIA's compiler. Run {install_cuda()}, or receive on the CPU."
+    return UnavailableError("E_CUDA", f"{name}: got {got}, expected {expected}")

@@ -1,67 +1,70 @@
-"""Kernels: the hand-written ones on a device, NumPy arrays in and out, as their references say.
+"""Kernels: the hand-written ones, on arrays of a device, as their references say.
 
 What a reference takes as noise is drawn here, by its address. Results are meant to be the
 reference's bits; see `jscc.runtime.device.bindings` for what was tried and what was not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from jscc.kernels.advance.reference import Coefficients
 from jscc.kernels.null_space.reference import Shares
 from jscc.kernels.sources import entries_of
 from jscc.kernels.to_uint8.reference import REACHES, ROUNDINGS
-from jscc.runtime.device.device import Device, DeviceArray, Value, check_array
+from jscc.runtime.device.device import DeviceArray, Value, check_array
+from jscc.runtime.device.flow import Flow
 from jscc.runtime.device.loader import KernelLoader
-from jscc.runtime.errors import UnavailableError
-from jscc.runtime.ports import Array
 
-Floats = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.uint8]
-Symbols = npt.NDArray[np.complex64]
-Mask = npt.NDArray[np.bool_]
+Term = DeviceArray | None
 Address = tuple[int, int, int]  # seed, frame and step of noise
 
 _LETTERS = ("a", "b", "c", "e", "s", "g", "d")
+_RECEIVERS = ("advance", "philox_normal", "to_uint8", "unpack")  # what a reception may start
 
 
 class DeviceKernels:
-    """The kernels of one device.
+    """The kernels of one device; each is started in a flow and writes into arrays at hand.
 
-    Every call raises what `KernelLoader.function` and `Device` raise.
+    Every call raises what `KernelLoader.function` and `Flow` raise.
 
     Args:
-        device: Runs them.
         loader: Compiles them.
     """
 
-    def __init__(self, device: Device, loader: KernelLoader) -> None:
-        self._device = device
+    def __init__(self, loader: KernelLoader) -> None:
         self._loader = loader
 
-    def philox_normal(self, seed: int, frame: int, step: int, count: int) -> Floats:
-        """See `jscc.kernels.philox_normal.reference.philox_normal`."""
-        with self._memory() as memory:
-            normals = memory.empty((count,), "float32")
-            values = {"normals": normals.pointer, "count": count}
-            values |= _address("philox_normal", (seed, frame, step))
-            self._start("philox_normal", values, -(-count // 4))
-            return self._device.download(normals).astype(np.float32, copy=False)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why compiled kernels were not kept or not found; see `KernelLoader.notes`."""
+        return self._loader.notes
+
+    def prepare(self) -> None:
+        """Have all that a reception starts, compiled if need be."""
+        for kernel in _RECEIVERS:
+            for entry in entries_of(kernel):
+                self._loader.function(kernel, entry)
+
+    def philox_normal(self, flow: Flow, normals: DeviceArray, address: Address) -> None:
+        """See `jscc.kernels.philox_normal.reference.philox_normal`; fills float32 `normals`."""
+        values = {"normals": normals.pointer, "count": normals.size}
+        values |= _address("philox_normal", address)
+        self._start(flow, "philox_normal", values, -(-normals.size // 4))
 
     def advance(
         self,
-        x: Floats,
-        clean: Floats | None,
-        clean_prev: Floats | None,
-        clean_prev2: Floats | None,
+        flow: Flow,
+        after: DeviceArray,
+        x: Term,
+        clean: Term,
+        clean_prev: Term,
+        clean_prev2: Term,
         address: Address,
-        grad: Floats | None,
-        direction: Floats | None,
+        grad: Term,
+        direction: Term,
         row: Coefficients,
-    ) -> Floats:
+    ) -> None:
         """See `jscc.kernels.advance.reference.advance`; `address` in place of the noise.
 
         Raises:
@@ -75,28 +78,28 @@ class DeviceKernels:
             "grad": (grad, row.g),
             "direction": (direction, row.d),
         }
-        with self._memory() as memory:
-            pointers = memory.upload_terms("advance", terms, x.shape)
-            after = memory.empty(x.shape, "float32")
-            values = {"after": after.pointer, **pointers, **_row(row), "count": x.size}
-            values |= _address("advance", address)
-            self._start("advance", values, -(-x.size // 4))
-            return self._device.download(after).astype(np.float32, copy=False)
+        pointers = _pointers("advance", terms, after.shape)
+        values = {"after": after.pointer, **pointers, **_row(row), "count": after.size}
+        values |= _address("advance", address)
+        self._start(flow, "advance", values, -(-after.size // 4))
 
     def null_space(
         self,
-        x: Floats,
-        estimate: Floats,
-        eps: Floats | None,
-        target: Floats,
-        clean_prev: Floats | None,
-        clean_prev2: Floats | None,
+        flow: Flow,
+        after: DeviceArray,
+        corrected: DeviceArray,
+        x: Term,
+        estimate: DeviceArray,
+        eps: Term,
+        target: DeviceArray,
+        clean_prev: Term,
+        clean_prev2: Term,
         address: Address,
-        grad: Floats | None,
+        grad: Term,
         row: Coefficients,
         shares: Shares,
         scale: int,
-    ) -> tuple[Floats, Floats]:
+    ) -> None:
         """See `jscc.kernels.null_space.reference.null_space`; `address` in place of the noise.
 
         Raises:
@@ -118,47 +121,52 @@ class DeviceKernels:
             "clean_prev2": (clean_prev2, row.e),
             "grad": (grad, row.g),
         }
-        with self._memory() as memory:
-            pointers = memory.upload_terms("null_space", terms, estimate.shape)
-            after = memory.empty(estimate.shape, "float32")
-            corrected = memory.empty(estimate.shape, "float32")
-            values = {"after": after.pointer, "corrected": corrected.pointer, **pointers}
-            values |= {**_row(row), **_shares(shares), **_address("null_space", address)}
-            values |= {"scale": scale, "planes": planes, "height": height, "width": width}
-            self._start("null_space", values, estimate.size // (scale * scale))
-            results = [self._device.download(each) for each in (after, corrected)]
-        first, second = (each.astype(np.float32, copy=False) for each in results)
-        return first, second
+        pointers = _pointers("null_space", terms, estimate.shape)
+        values = {"after": after.pointer, "corrected": corrected.pointer, **pointers}
+        values |= {**_row(row), **_shares(shares), **_address("null_space", address)}
+        values |= {"scale": scale, "planes": planes, "height": height, "width": width}
+        self._start(flow, "null_space", values, estimate.size // (scale * scale))
 
     def unpack(
-        self, symbols: Symbols, gain: complex | None = None, erased: Mask | None = None
-    ) -> Floats:
-        """See `jscc.kernels.unpack.reference.unpack`.
+        self,
+        flow: Flow,
+        planes: DeviceArray,
+        symbols: DeviceArray,
+        gain: complex | None = None,
+        erased: Term = None,
+    ) -> None:
+        """See `jscc.kernels.unpack.reference.unpack`; fills float32 `planes`.
 
         Raises:
-            ValueError: Not complex64, or `erased` has another shape.
+            ValueError: Not complex64, or `erased` is not bool or has another shape.
         """
         check_array("unpack: symbols", symbols, "complex64", symbols.shape)
         given = np.complex64(1 if gain is None else gain)
-        with self._memory() as memory:
-            planes = memory.empty((2 * symbols.shape[0], *symbols.shape[1:]), "float32")
-            values: dict[str, Value] = {
-                "planes": planes.pointer,
-                "symbols": memory.upload(symbols),
-                "erased": 0,
-                "gain_re": float(given.real),
-                "gain_im": float(given.imag),
-                "divide": int(gain is not None),
-                "count": symbols.size,
-            }
-            if erased is not None:
-                check_array("unpack: erased", erased, "bool", symbols.shape)
-                values["erased"] = memory.upload(erased.astype(np.uint8))
-            self._start("unpack", values, symbols.size)
-            return self._device.download(planes).astype(np.float32, copy=False)
+        values: dict[str, Value] = {
+            "planes": planes.pointer,
+            "symbols": symbols.pointer,
+            "erased": 0,
+            "gain_re": float(given.real),
+            "gain_im": float(given.imag),
+            "divide": int(gain is not None),
+            "count": symbols.size,
+        }
+        if erased is not None:
+            values["erased"] = check_array("unpack: erased", erased, "bool", symbols.shape).pointer
+        self._start(flow, "unpack", values, symbols.size)
 
-    def to_uint8(self, image: Floats, rounding: str, other: Floats | None = None) -> Pixels:
+    def to_uint8(
+        self,
+        flow: Flow,
+        pixels: DeviceArray,
+        image: DeviceArray,
+        rounding: str,
+        other: Term = None,
+        flags: Term = None,
+    ) -> None:
         """See `jscc.kernels.to_uint8.reference`: ``to_uint8``, of ``fix_colors`` with `other`.
+
+        `flags`, uint32[2] of zeros, become what ``flags_of`` says of the same.
 
         Raises:
             ValueError: Another rounding or shape.
@@ -168,91 +176,62 @@ class DeviceKernels:
         height, width = image.shape[-2:]
         shape = (3, height, width)
         check_array("to_uint8: image", image, "float32", shape)
-        with self._memory() as memory:
-            pixels = memory.empty((height, width, 3), "uint8")
-            drawn, low = memory.upload(image), 0
-            if other is not None:
-                check_array("to_uint8: other", other, "float32", shape)
-                low = self._low_band(memory, memory.upload(other), drawn, shape)
-            values = {
-                "pixels": pixels.pointer,
-                "image": drawn,
-                "correction": low,
-                "reach": REACHES[-1],
-                "nearest": int(rounding == "nearest"),
-                "height": height,
-                "width": width,
-            }
-            self._start("to_uint8", values, height * width)
-            return self._device.download(pixels).astype(np.uint8, copy=False)
+        low = None
+        if other is not None:
+            check_array("to_uint8: other", other, "float32", shape)
+            low = self._low_band(flow, other, image)
+        values = {
+            "pixels": pixels.pointer,
+            "flags": 0 if flags is None else flags.pointer,
+            "image": image.pointer,
+            "correction": 0 if low is None else low.pointer,
+            "reach": REACHES[-1],
+            "nearest": int(rounding == "nearest"),
+            "height": height,
+            "width": width,
+        }
+        self._start(flow, "to_uint8", values, height * width)
 
-    def _low_band(
-        self, memory: "_Memory", image: int, minus: int, shape: tuple[int, int, int]
-    ) -> int:
+    def _low_band(self, flow: Flow, image: DeviceArray, minus: DeviceArray) -> DeviceArray:
         """All blurs of a difference but the last, which `to_uint8` does on the way."""
-        buffers = [memory.empty(shape, "float32").pointer for _ in range(2)]
-        planes, height, width = shape
-        for index, reach in enumerate(REACHES[:-1]):
-            blurred = buffers[index % 2]
-            values = {"blurred": blurred, "image": image, "minus": minus, "reach": reach}
-            values |= {"planes": planes, "height": height, "width": width}
-            self._start("to_uint8", values, planes * height * width, entry="blur")
-            image, minus = blurred, 0
+        planes, height, width = image.shape
+        subtracted = minus.pointer
+        for reach in REACHES[:-1]:
+            blurred = flow.empty(image.shape, "float32")
+            values = {"blurred": blurred.pointer, "image": image.pointer, "minus": subtracted}
+            values |= {"reach": reach, "planes": planes, "height": height, "width": width}
+            self._start(flow, "to_uint8", values, image.size, entry="blur")
+            image, subtracted = blurred, 0
         return image
 
     def _start(
-        self, kernel: str, values: Mapping[str, Value], work: int, *, entry: str | None = None
+        self,
+        flow: Flow,
+        kernel: str,
+        values: Mapping[str, Value],
+        work: int,
+        *,
+        entry: str | None = None,
     ) -> None:
         name = entry or kernel
         parameters = entries_of(kernel)[name]
         function = self._loader.function(kernel, name)
         ordered = [values[parameter.name] for parameter in parameters]
-        self._device.start(function, parameters, ordered, work)
-
-    @contextmanager
-    def _memory(self) -> Iterator["_Memory"]:
-        memory = _Memory(self._device)
-        try:
-            yield memory
-        finally:
-            memory.free()
+        flow.device.start(function, parameters, ordered, work, flow.stream)
 
 
-class _Memory:
-    """Arrays of one call."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._arrays: list[DeviceArray] = []
-
-    def empty(self, shape: Sequence[int], dtype: str) -> DeviceArray:
-        self._arrays.append(self._device.empty(shape, dtype))
-        return self._arrays[-1]
-
-    def upload(self, array: Array) -> int:
-        self._arrays.append(self._device.upload(array))
-        return self._arrays[-1].pointer
-
-    def upload_terms(
-        self,
-        kernel: str,
-        terms: Mapping[str, tuple[Floats | None, float]],
-        shape: tuple[int, ...],
-    ) -> dict[str, Value]:
-        """Addresses of the terms whose factor is not zero, 0 for the others."""
-        pointers: dict[str, Value] = dict.fromkeys(terms, 0)
-        for name, (term, factor) in terms.items():
-            if np.float32(factor) == 0:
-                continue
-            if term is None:
-                raise ValueError(f"{kernel}: got no {name}, expected one: its factor is {factor}.")
-            pointers[name] = self.upload(check_array(f"{kernel}: {name}", term, "float32", shape))
-        return pointers
-
-    def free(self) -> None:
-        for array in self._arrays:
-            with suppress(UnavailableError):  # the others are to go as well
-                self._device.free(array)
+def _pointers(
+    kernel: str, terms: Mapping[str, tuple[Term, float]], shape: tuple[int, ...]
+) -> dict[str, Value]:
+    """Addresses of the terms whose factor is not zero, 0 for the others."""
+    pointers: dict[str, Value] = dict.fromkeys(terms, 0)
+    for name, (term, factor) in terms.items():
+        if np.float32(factor) == 0:
+            continue
+        if term is None:
+            raise ValueError(f"{kernel}: got no {name}, expected one: its factor is {factor}.")
+        pointers[name] = check_array(f"{kernel}: {name}", term, "float32", shape).pointer
+    return pointers
 
 
 def _row(row: Coefficients) -> dict[str, Value]:

@@ -8,21 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jscc.runtime.device.device import DeviceArray
+from jscc.runtime.device.flow import Flow
 from jscc.runtime.errors import UnavailableError
 from jscc.runtime.manifest import StageEntry
-from jscc.runtime.ports import Array, describe
+from jscc.runtime.ports import Array
+from jscc.runtime.tensorrt.buffers import Buffers
 from jscc.runtime.tensorrt.build import dtype_of
-from jscc.runtime.tensorrt.cuda import Buffers, Device
-from jscc.runtime.tensorrt.library import Library
+from jscc.runtime.tensorrt.lane import Graphs, Lane, Place, RunError
 from jscc.runtime.tensorrt.spans import Span
-
-
-@dataclass(frozen=True)
-class Place:
-    """What an engine runs in and on."""
-
-    library: Library
-    device: Device
 
 
 class EngineError(Exception):
@@ -38,53 +32,22 @@ class EngineError(Exception):
         self.memory = memory
 
 
-class RunError(Exception):
-    """A run that came to nothing."""
+@dataclass(frozen=True)
+class Lent:
+    """A lane in the hands of a flow."""
 
-    def __init__(self, got: str, *, memory: bool = False) -> None:
-        super().__init__(got)
-        self.memory = memory
+    engine: "Engine"
+    profile: int
+    lane: Lane
 
-
-@dataclass
-class Lane:
-    """One run at a time: a context of an engine, on a stream and with buffers of its own."""
-
-    place: Place
-    context: Any
-    stream: Any
-    buffers: Buffers
-
-    def run(
-        self, arrays: Mapping[str, Array], results: Mapping[str, Array], hosted: frozenset[str]
-    ) -> None:
-        """Fill `results` from `arrays`; those in `hosted` are read on the host."""
-        device, context = self.place.device, self.context
-        lines = self.place.library.listen()
-        for name, array in arrays.items():
-            if not context.set_input_shape(name, array.shape):
-                raise RunError(f"{name} {describe(array)}, {lines.words}", memory=lines.memory)
-            address = array.ctypes.data
-            if name not in hosted:
-                address = self.buffers.at_least(name, array.nbytes)
-                device.upload(address, array, self.stream)
-            context.set_tensor_address(name, address)
-        for name, result in results.items():
-            shape = tuple(context.get_tensor_shape(name))
-            if shape != result.shape:
-                raise RunError(f"{name} of shape {list(shape)}, not {list(result.shape)}")
-            context.set_tensor_address(name, self.buffers.at_least(name, result.nbytes))
-        if not context.execute_async_v3(int(self.stream)):
-            raise RunError(lines.words, memory=lines.memory)
-        for name, result in results.items():
-            device.download(result, self.buffers.at_least(name, 0), self.stream)
-        device.wait(self.stream)
+    def settle(self) -> None:
+        """Give the lane back to its engine."""
+        self.lane.settle()
+        self.engine.take_back(self.profile, self.lane)
 
     def close(self) -> None:
-        """Give everything back."""
-        self.buffers.close()
-        self.place.device.destroy(self.stream)
-        self.context = None
+        """Close the lane."""
+        self.lane.close()
 
 
 @dataclass
@@ -96,12 +59,14 @@ class Engine:
         loaded: The library's engine.
         spans: Sizes of its profiles, in their order; empty where all shapes are fixed.
         hosted: Inputs whose numbers are sizes, which the library reads on the host.
+        graphs: Whether its runs are captured.
     """
 
     place: Place
     loaded: Any
     spans: tuple[Span, ...]
     hosted: frozenset[str]
+    graphs: Graphs = field(default_factory=Graphs)
     _idle: dict[int, list[Lane]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
@@ -118,15 +83,32 @@ class Engine:
 
     def run(self, profile: int, arrays: Mapping[str, Array], results: Mapping[str, Array]) -> None:
         """Run one of its profiles; see `Lane.run`."""
-        with self._lock:
-            idle = self._idle.get(profile)
-            lane = idle.pop() if idle else None
-        lane = lane or self._open(profile)
+        lane = self._lend(profile)
         try:
             lane.run(arrays, results, self.hosted)
         except BaseException:
             lane.close()  # what it holds may be what there is too little of
             raise
+        self.take_back(profile, lane)
+
+    def run_there(
+        self,
+        profile: int,
+        arrays: Mapping[str, DeviceArray],
+        results: Mapping[str, DeviceArray],
+        flow: Flow,
+    ) -> None:
+        """Run one of its profiles in a flow, which keeps the lane; see `Lane.run_there`."""
+        key = (id(self), profile)
+        lent = flow.host(key, lambda: Lent(self, profile, self._lend(profile)))
+        try:
+            lent.lane.run_there(arrays, results, flow)
+        except BaseException:
+            flow.dismiss(key)
+            raise
+
+    def take_back(self, profile: int, lane: Lane) -> None:
+        """Keep a lane that nothing goes on in for the next run."""
         with self._lock:
             if not self._closed:
                 self._idle.setdefault(profile, []).append(lane)
@@ -147,6 +129,12 @@ class Engine:
             self._closed = True
         self.shrink()
 
+    def _lend(self, profile: int) -> Lane:
+        with self._lock:
+            idle = self._idle.get(profile)
+            lane = idle.pop() if idle else None
+        return lane or self._open(profile)
+
     def _open(self, profile: int) -> Lane:
         device = self.place.device
         stream = device.stream()
@@ -158,7 +146,8 @@ class Engine:
         if not ready:
             device.destroy(stream)
             raise RunError(lines.words, memory=lines.memory or context is None)
-        return Lane(self.place, context, stream, Buffers(device))
+        device.wait(stream)  # it runs in other streams too
+        return Lane(self.place, context, stream, Buffers(device), self.graphs)
 
 
 def load_engine(

@@ -10,10 +10,14 @@ from typing import TypeVar
 import numpy as np
 
 from jscc.runtime.backends.base import Session
-from jscc.runtime.errors import BundleError, JsccError, UnavailableError
+from jscc.runtime.device.device import DeviceArray, shown
+from jscc.runtime.device.flow import Flow
+from jscc.runtime.device.station import Station
+from jscc.runtime.errors import BundleError, DataError, JsccError, UnavailableError
 from jscc.runtime.manifest import StageEntry
-from jscc.runtime.ports import Array, Port, check_ports, describe, resolve
-from jscc.runtime.tensorrt.engine import Engine, EngineError, RunError
+from jscc.runtime.ports import Array, Port, check_ports, resolve
+from jscc.runtime.tensorrt.engine import Engine, EngineError
+from jscc.runtime.tensorrt.lane import RunError
 from jscc.runtime.tensorrt.shelf import Shelf, Sizes, Slot
 from jscc.runtime.tensorrt.spans import symbols_of
 from jscc.runtime.tensorrt.supply import Supply
@@ -70,48 +74,108 @@ class TensorRtSession:
                 sizes, and the graph is not what the manifest says.
         """
         resolved = check_ports(self._supply.stage, self.inputs, arrays)
-        sizes = tuple((symbol, resolved[symbol]) for symbol in self._symbols)
+        sizes = self._key(resolved)
         chosen = self._choose(sizes)
-        results = None if chosen is None else self._attempt(*chosen, sizes, resolved, arrays)
-        if results is not None:
-            self._ran.add(PROVIDER)
-            return results
+        if chosen is not None:
+            slot, engine, profile = chosen
+            names = engine.names
+            fed = {
+                port.name: np.require(arrays[port.name], requirements="C")
+                for port in self.inputs
+                if port.name in names
+            }
+            results: dict[str, Array] = {
+                port.name: np.empty(resolve(port, resolved), port.dtype) for port in self.outputs
+            }
+            if self._attempt(lambda: engine.run(profile, fed, results), slot, sizes, fed):
+                return results
         session = self._spared_session()
         self._ran.add(session.provider)
         return session.run(arrays)
 
+    @property
+    def station(self) -> Station:
+        """See `jscc.runtime.backends.base.DeviceSession`."""
+        return self._supply.station
+
+    def reason_for_host(self, sizes: Mapping[str, int]) -> str:
+        """See `jscc.runtime.backends.base.DeviceSession`."""
+        chosen = self._choose(self._key(sizes))
+        if chosen is None:
+            return f"stage {self._supply.stage!r} runs on the CPU"
+        hosted = sorted(chosen[1].hosted)
+        return f"stage {self._supply.stage!r} reads {hosted[0]!r} on the host" if hosted else ""
+
+    def run_there(
+        self, tensors: Mapping[str, DeviceArray], sizes: Mapping[str, int], flow: Flow
+    ) -> dict[str, DeviceArray]:
+        """See `jscc.runtime.backends.base.DeviceSession`."""
+        self._check(tensors, sizes)
+        chosen = self._choose(self._key(sizes))
+        if chosen is not None:
+            slot, engine, profile = chosen
+            names = engine.names
+            fed = {port.name: tensors[port.name] for port in self.inputs if port.name in names}
+            results = {
+                port.name: flow.empty(resolve(port, sizes), port.dtype) for port in self.outputs
+            }
+
+            def run() -> None:
+                engine.run_there(profile, fed, results, flow)
+
+            if self._attempt(run, slot, self._key(sizes), fed):
+                if engine.graphs.refused:
+                    words = f"runs without a CUDA graph: {engine.graphs.refused}"
+                    self._supply.note(f"stage {self._supply.stage!r} {words}")
+                return results
+        session = self._spared_session()  # not known when it was asked for its reason
+        self._ran.add(session.provider)
+        arrays = {port.name: flow.bring(tensors[port.name])[0] for port in self.inputs}
+        return {name: flow.take(array) for name, array in session.run(arrays).items()}
+
+    def _key(self, sizes: Mapping[str, int]) -> Sizes:
+        return tuple((symbol, sizes[symbol]) for symbol in self._symbols)
+
+    def _check(self, tensors: Mapping[str, DeviceArray], sizes: Mapping[str, int]) -> None:
+        """Hold tensors to their ports.
+
+        Raises:
+            DataError: ``E_PORT``.
+        """
+        for port in self.inputs:
+            tensor = tensors[port.name]
+            if str(tensor.dtype) != port.dtype or tensor.shape != resolve(port, sizes):
+                raise DataError(
+                    "E_PORT",
+                    f"stage {self._supply.stage!r}, port {port.name!r}: got {shown(tensor)}, "
+                    f"expected {port}. Check the caller.",
+                )
+
     def _attempt(
         self,
+        run: Callable[[], None],
         slot: Slot,
-        engine: Engine,
-        profile: int,
         sizes: Sizes,
-        resolved: Mapping[str, int],
-        arrays: Mapping[str, Array],
-    ) -> dict[str, Array] | None:
-        """What an engine makes of the arrays; None where the other backend has to do.
+        fed: Mapping[str, Array | DeviceArray],
+    ) -> bool:
+        """Run an engine, and again with less on the device where memory is short.
+
+        Returns:
+            Whether it ran; if not, the other backend has to do.
 
         Raises:
             UnavailableError: ``E_RUN``; ``E_MEMORY``, for a batch.
         """
-        names = engine.names
-        fed = {
-            port.name: np.require(arrays[port.name], requirements="C")
-            for port in self.inputs
-            if port.name in names
-        }
-        results: dict[str, Array] = {
-            port.name: np.empty(resolve(port, resolved), port.dtype) for port in self.outputs
-        }
         try:
-            self._relieved(lambda: engine.run(profile, fed, results), slot)
+            self._relieved(run, slot)
         except (RunError, UnavailableError) as error:
             failure = self._explain(error, fed)
             if not self._is_passed_on(sizes, failure):
                 raise failure from error
-            return None
+            return False
         self._short.pop(sizes, None)
-        return results
+        self._ran.add(PROVIDER)
+        return True
 
     def _is_passed_on(self, sizes: Sizes, failure: UnavailableError) -> bool:
         """Whether the other backend takes a run that failed; so it does from now on if need be."""
@@ -131,7 +195,8 @@ class TensorRtSession:
     def _relieved(self, attempt: Callable[[], _Result], slot: Slot | None) -> _Result:
         """Try, and again with less on the device for as long as that is short of memory.
 
-        First what no run is using goes, then other engines than the slot's, one by one.
+        First what no run is using goes, also of receptions, then other engines than the slot's, one
+        by one.
         """
         reliefs = self._shelf.reliefs(slot)
         while True:
@@ -140,6 +205,7 @@ class TensorRtSession:
             except (RunError, EngineError, UnavailableError) as error:
                 if not _is_short(error) or not next(reliefs, False):
                     raise
+                self.station.shrink()
 
     def _choose(self, sizes: Sizes) -> tuple[Slot, Engine, int] | None:
         """The narrowest engine for `sizes` and its profile, built if none is there.
@@ -236,23 +302,23 @@ class TensorRtSession:
             return self._spared
 
     def _explain(
-        self, error: RunError | UnavailableError, fed: Mapping[str, Array]
+        self, error: RunError | UnavailableError, fed: Mapping[str, Array | DeviceArray]
     ) -> UnavailableError:
         if isinstance(error, UnavailableError):
             if error.code == "E_MEMORY":
                 return error
             error = RunError(error.message.partition(", expected")[0].replace(": got ", " "))
         where = f"stage {self._supply.stage!r} in {self._supply.named}"
-        shown = ", ".join(f"{name} {describe(array)}" for name, array in fed.items())
+        listed = ", ".join(f"{name} {shown(array)}" for name, array in fed.items())
         if error.memory:
             return UnavailableError(
                 "E_MEMORY",
-                f"{where}: got {error} for {shown}, expected enough memory. "
+                f"{where}: got {error} for {listed}, expected enough memory. "
                 "Receive fewer or smaller images at once, or use a bundle with a smaller tile.",
             )
         return UnavailableError(
             "E_RUN",
-            f"{where}: got {error} for {shown}, expected it to run. "
+            f"{where}: got {error} for {listed}, expected it to run. "
             "Try onnxruntime; if it stays, export the bundle again.",
         )
 

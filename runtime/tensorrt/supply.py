@@ -10,7 +10,8 @@ from jscc.runtime.errors import JsccError, UnavailableError
 from jscc.runtime.private_folder import make_private
 from jscc.runtime.tensorrt.build import Plan, build_engine
 from jscc.runtime.tensorrt.cache import DAMAGED, ENGINE, EngineCache, EngineKey
-from jscc.runtime.tensorrt.engine import Engine, EngineError, Place, load_engine
+from jscc.runtime.tensorrt.engine import Engine, EngineError, load_engine
+from jscc.runtime.tensorrt.lane import Place
 from jscc.runtime.tensorrt.progress import Announcer
 from jscc.runtime.tensorrt.shelf import Sizes
 from jscc.runtime.tensorrt.spans import Span
@@ -52,6 +53,7 @@ class Supply:
         self, place: Place, plan: Plan, cache: EngineCache, key: EngineKey, tell: Tell
     ) -> None:
         self.stage = plan.stage
+        self.station = place.station
         self.named = f"{place.library.named} on {place.device.name}"
         self._place = place
         self._plan = plan

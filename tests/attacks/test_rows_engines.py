@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 
 import tiny_bundle
-from fake_cuda import Status as DriverStatus
-from fake_cuda import make_cuda
-from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status, install
+from fake_cuda import Status, make_cuda
+from fake_tensorrt import WORDS, FakeTensorRt, install, make_device
 from jscc.__main__ import main
 from jscc.kernels.sources import entries_of
 from jscc.runtime.backends.engines import make_backend
@@ -48,7 +47,7 @@ def codec(tmp_path_factory):
 
 @pytest.fixture
 def cuda():
-    return FakeCuda()
+    return make_device()
 
 
 @pytest.fixture
@@ -111,16 +110,16 @@ def engines(backend):
             "bindings",
             "module 'cuda.bindings': got nothing, expected it installed. Run: pip install",
         ),
-        ("driver", "cudaGetDeviceCount: got cudaErrorInsufficientDriver, expected a CUDA device"),
-        ("device", "cudaGetDeviceCount: got 0 devices, expected a CUDA device"),
+        ("driver", "cuInit: got CUDA_ERROR_NO_DEVICE, expected a CUDA device"),
+        ("device", "cuDeviceGetCount: got 0 devices, expected a CUDA device"),
     ],
 )
 def test_row_49_an_engine_that_is_missing_is_in_every_record(
     cuda, tmp_path, monkeypatch, receive, capfd, missing, words
 ):
     if missing == "driver":
-        cuda.status = Status.cudaErrorInsufficientDriver
-    cuda.devices = int(missing != "device")
+        cuda.driver.status = Status.CUDA_ERROR_NO_DEVICE
+    cuda.driver.devices = int(missing != "device")
     library = None if missing == "library" else FakeTensorRt(cuda)
     install(monkeypatch, library, None if missing == "bindings" else cuda)
     records = receive(TensorRtBackend(threads=1, folder=tmp_path / "engines"), frames=3)
@@ -212,8 +211,8 @@ def test_row_50_memory_that_stays_short_loses_no_image(backend, library, codec, 
 def test_row_50_a_batch_that_does_not_fit_goes_one_by_one(backend, library, cuda, codec, truth):
     receiver = Receiver(codec, backend=backend)
     receiver.receive(good(), CSI, seed=0)
-    held = sum(len(buffer) for buffer in cuda.held.values())
-    cuda.memory = 2 * held
+    held = sum(size for _, size in cuda.driver.blocks.values())
+    cuda.driver.memory = 2 * held
     batch = np.stack([good(seed) for seed in range(4)])
     images, records = receiver.receive_batch(batch, [CSI] * 4, seed=0)
     for symbols, image, record in zip(batch, images, records, strict=True):
@@ -227,7 +226,7 @@ def test_row_50_a_device_that_is_lost_loses_no_image(backend, library, cuda, cod
     receiver = Receiver(codec, backend=backend)
     receiver.receive(good(), CSI, seed=0)
     kept = engines(backend)
-    cuda.status = Status.cudaErrorIllegalAddress
+    cuda.driver.status = Status.CUDA_ERROR_ILLEGAL_ADDRESS
     for frame, shape in enumerate([(2, 8, 12), (2, 8, 12), (2, 4, 6)]):
         image, record = receiver.receive(good(0, shape), CSI, seed=0, frame=frame)
         assert np.abs(image - truth(good(0, shape))).max() <= 1
@@ -242,7 +241,7 @@ def test_row_50_kernels_give_back_what_they_took():
     with Device(cuda) as device:
         kernels = DeviceKernels(device, KernelLoader(cuda, device))
         for _ in range(3):
-            cuda.driver.failures["cuMemAlloc"] = DriverStatus.CUDA_ERROR_OUT_OF_MEMORY
+            cuda.driver.failures["cuMemAlloc"] = Status.CUDA_ERROR_OUT_OF_MEMORY
             with pytest.raises(UnavailableError, match="expected enough memory") as caught:
                 kernels.unpack(good())
             assert caught.value.code == "E_MEMORY"
@@ -367,16 +366,17 @@ def test_row_51_what_the_library_itself_refuses(backend, library, receive, words
 PROCESS = """
 import os, resource, signal, sys
 from pathlib import Path
-from fake_tensorrt import FakeCuda, FakeTensorRt
+from fake_tensorrt import FakeTensorRt, make_device
 import numpy as np
 from jscc.runtime.backends.tensorrt import TensorRtBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.receiver import Receiver
 
-cuda = FakeCuda()
+cuda = make_device()
 library = FakeTensorRt(cuda)
-sys.modules.update({"tensorrt": library, "tensorrt_rtx": None, "cuda.bindings.runtime": cuda})
+sys.modules.update({"tensorrt": library, "tensorrt_rtx": None})
+sys.modules.update({"cuda.bindings.driver": cuda.driver, "cuda.bindings.nvrtc": cuda.nvrtc})
 bundle, folder = Bundle.open(Path(sys.argv[1])), Path(sys.argv[2])
 said = []
 backend = TensorRtBackend(threads=1, folder=folder, tell=said.append)

@@ -25,8 +25,9 @@ from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.choices import Choices
 from jscc.runtime.loop import plan_loop
 from jscc.runtime.manifest_loops import Loop, LoopStep, SamplerSpec
-from jscc.runtime.program import Program, Run, Stage, Trace
+from jscc.runtime.program import Program, Run
 from jscc.runtime.schedule import schedule_from
+from jscc.runtime.stage import Stage, Trace
 from jscc.runtime.tiling import tile_image
 from recording_backend import RecordingSession
 

@@ -34,10 +34,11 @@ from jscc.runtime.csi import Csi
 from jscc.runtime.loop import plan_loop
 from jscc.runtime.manifest_loops import LoopStep
 from jscc.runtime.ports import Port
-from jscc.runtime.program import Program, Run, Stage, Trace
+from jscc.runtime.program import Program, Run
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.schedule import schedule_from
 from jscc.runtime.selftest import empty_sides
+from jscc.runtime.stage import Stage, Trace
 from jscc.runtime.table import Row, Table
 from jscc.runtime.tiling import tile_image
 from jscc.runtime.transmitter import Transmitter

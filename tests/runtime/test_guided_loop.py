@@ -13,8 +13,9 @@ from jscc.runtime.loop import plan_loop
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.manifest_loops import Loop, LoopStep, SamplerSpec, ScheduleSpec
 from jscc.runtime.ports import Port
-from jscc.runtime.program import Program, Run, Stage, Trace
+from jscc.runtime.program import Program, Run
 from jscc.runtime.schedule import schedule_from
+from jscc.runtime.stage import Stage, Trace
 from jscc.runtime.tiling import tile_image
 
 IMAGE = ("batch", 3, "height", "width")

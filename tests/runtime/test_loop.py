@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jscc.runtime.arithmetic import HostArithmetic
 from jscc.runtime.choices import Choices
 from jscc.runtime.errors import UsageError
 from jscc.runtime.loop import Answer, plan_loop, run_loop
@@ -90,12 +91,10 @@ def replay(vectors, prefix, guidance, target):
     result = run_loop(
         plan(Choices("ddpm", 4, "noise", guidance=guidance)),
         plain(denoise),
+        HostArithmetic(noise, 0, 0),
         shape=(1, 4, 16, 24),
         start=None,
         guide=target,
-        noise=noise,
-        seed=0,
-        frame=0,
     )
     return [*states[1:], result]
 
@@ -135,8 +134,8 @@ def ideal(state, levels):
 )
 def test_gaussian_data_comes_out_gaussian(sampler, tolerance):
     state = run_loop(
-        plan(Choices(sampler, 100, "noise")), plain(ideal), shape=(1, 4, 128, 128), start=None,
-        guide=None, noise=PhiloxNoise(), seed=5, frame=0,
+        plan(Choices(sampler, 100, "noise")), plain(ideal),
+        HostArithmetic(PhiloxNoise(), 5, 0), shape=(1, 4, 128, 128), start=None, guide=None,
     )  # fmt: skip
     assert state.dtype == np.float32
     assert state.var() == pytest.approx(VARIANCE, rel=tolerance)
@@ -158,8 +157,9 @@ def test_rows_are_handed_the_last_two_answers():
     answers = iter((3.0, 5.0, 7.0, 11.0))
     shape = (1, 1, 2, 2)
     state = run_loop(
-        plan_, plain(lambda x, t: np.full_like(x, next(answers))), shape=shape, start=None,
-        guide=None, noise=RecordedNoise(np.full((1, 2, 2), 1.0, np.float32)), seed=0, frame=0,
+        plan_, plain(lambda x, t: np.full_like(x, next(answers))),
+        HostArithmetic(RecordedNoise(np.full((1, 2, 2), 1.0, np.float32)), 0, 0),
+        shape=shape, start=None, guide=None,
     )  # fmt: skip
     x = 0.5 * 1 + 0.25 * 3
     x = 0.5 * x + 0.25 * 5 + 0.125 * 3
@@ -182,8 +182,8 @@ def test_a_received_start_is_the_latent_at_that_noise_level(sampler):
         return state
 
     start = np.full((1, 4, 64, 64), 3.0, np.float32)
-    run_loop(plan_, still(denoise), shape=start.shape, start=start, guide=None,
-             noise=PhiloxNoise(), seed=1, frame=0)  # fmt: skip
+    arithmetic = HostArithmetic(PhiloxNoise(), 1, 0)
+    run_loop(plan_, still(denoise), arithmetic, shape=start.shape, start=start, guide=None)
     first, levels = seen[0]
     assert levels.tolist() == [level]
     noise = PhiloxNoise().draw(1, 0, 0, (4, 64, 64))
@@ -202,12 +202,12 @@ def test_without_a_level_the_start_follows_the_snr():
         assert path.table.rows[0].t == path.level
 
 
-def received_pair(snrs_db, **arguments):
+def received_pair(snrs_db, frame):
     loop = Loop("latent", "hint", "hint", SPEC, SamplerSpec("dpmpp2m", 5, "received", None, 3.0))
     hints = np.random.default_rng(0).standard_normal((len(snrs_db), 4, 8, 8)).astype(np.float32)
     return run_loop(
-        plan(loop=loop, snrs_db=snrs_db), plain(ideal), shape=hints.shape, start=hints, guide=hints,
-        noise=PhiloxNoise(), seed=3, **arguments,
+        plan(loop=loop, snrs_db=snrs_db), plain(ideal),
+        HostArithmetic(PhiloxNoise(), 3, frame), shape=hints.shape, start=hints, guide=hints,
     )  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def test_each_image_and_step_draws_by_its_own_address():
     noise = RecordedNoise(*np.zeros((9, 1, 2, 2), np.float32))
     run_loop(
         plan(Choices("ddpm", 3, "noise"), snrs_db=(1.0, 1.0)), plain(lambda x, t: x),
-        shape=(2, 1, 2, 2), start=None, guide=None, noise=noise, seed=8, frame=40,
+        HostArithmetic(noise, 8, 40), shape=(2, 1, 2, 2), start=None, guide=None,
     )  # fmt: skip
     # The last step adds no noise and asks for none.
     assert noise.asked == [(8, 40, 0), (8, 41, 0), (8, 40, 1), (8, 41, 1), (8, 40, 2), (8, 41, 2)]
@@ -235,8 +235,9 @@ def test_the_guide_pulls_to_its_target_however_the_sampler_steps():
     target = np.full((1, 4, 16, 16), 2.0, np.float32)
     runs = {
         guidance: run_loop(
-            plan(Choices("ddim", 10, "noise", guidance=guidance)), plain(ideal), shape=target.shape,
-            start=None, guide=target if guidance else None, noise=PhiloxNoise(), seed=0, frame=0,
+            plan(Choices("ddim", 10, "noise", guidance=guidance)), plain(ideal),
+            HostArithmetic(PhiloxNoise(), 0, 0), shape=target.shape,
+            start=None, guide=target if guidance else None,
         )
         for guidance in (0.0, 100.0, 400.0)
     }  # fmt: skip

@@ -11,8 +11,9 @@ from jscc.runtime.manifest import StageEntry
 from jscc.runtime.manifest_loops import Loop, LoopStep, SamplerSpec, ScheduleSpec
 from jscc.runtime.noise import PhiloxNoise
 from jscc.runtime.ports import Port
-from jscc.runtime.program import Program, Run, Stage, Trace
+from jscc.runtime.program import Program, Run
 from jscc.runtime.schedule import schedule_from
+from jscc.runtime.stage import Stage, Trace
 from jscc.runtime.tiling import tile_image
 
 GRID = ("batch", 4, "height/4", "width/4")

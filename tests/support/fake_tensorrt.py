@@ -1,18 +1,20 @@
-"""Fake TensorRT and CUDA: they compute with ONNX Runtime, and fail in the libraries' own words.
+"""Fake TensorRT: it computes with ONNX Runtime, and fails in the libraries' own words.
 
-Copies and runs wait until their stream is waited for, as on a device, so what is read too early is
-not there yet. `WORDS` are what TensorRT 10, TensorRT for RTX 1.7 and their users' logs say.
+Runs wait until their stream of a fake device is waited for, see `fake_cuda`. `WORDS` are what
+TensorRT 10, TensorRT for RTX 1.7 and their users' logs say.
 """
 
 import ctypes
 import enum
-import itertools
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
+
+from fake_cuda import make_cuda
 
 WORDS = {
     "memory": "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
@@ -69,15 +71,6 @@ class ComputeCapability(enum.Enum):
     SM120 = 120
 
 
-class Status(enum.IntEnum):
-    """What CUDA's calls answer first."""
-
-    cudaSuccess = 0
-    cudaErrorMemoryAllocation = 2
-    cudaErrorInsufficientDriver = 35
-    cudaErrorIllegalAddress = 700
-
-
 class ILogger:
     """What a logger is derived from."""
 
@@ -91,83 +84,8 @@ class IProgressMonitor:
     """What a monitor is derived from."""
 
 
-class FakeCuda:
-    """cuda-python's ``cuda.bindings.runtime`` with `memory` bytes on one device.
-
-    `status` is what every call answers; `driver` and `runtime` are the versions of CUDA, as CUDA
-    writes them, that the driver is for and that these bindings have.
-    """
-
-    driver, runtime = 0, 13000
-
-    cudaStreamNonBlocking = 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-    cudaDeviceAttr = SimpleNamespace(
-        cudaDevAttrComputeCapabilityMajor=75, cudaDevAttrComputeCapabilityMinor=76
-    )
-
-    def __init__(self, memory=1 << 30, capability=(8, 9), status=Status.cudaSuccess, devices=1):
-        self.memory = memory
-        self.capability = capability
-        self.status = status
-        self.devices = devices
-        self.held = {}
-        self.streams = {}
-        self.numbers = itertools.count(1)
-
-    def cudaGetDeviceCount(self):
-        return (self.status, None if self.status else self.devices)
-
-    def cudaDriverGetVersion(self):
-        return (Status.cudaSuccess, self.driver)
-
-    def cudaRuntimeGetVersion(self):
-        return (Status.cudaSuccess, self.runtime)
-
-    def cudaGetDeviceProperties(self, device):
-        return (self.status, SimpleNamespace(name=b"NVIDIA Fake\0\0"))
-
-    def cudaDeviceGetAttribute(self, attribute, device):
-        return (self.status, self.capability[attribute - 75])
-
-    def cudaStreamCreateWithFlags(self, flags):
-        stream = next(self.numbers)
-        self.streams[stream] = []
-        return (self.status, stream)
-
-    def cudaStreamDestroy(self, stream):
-        del self.streams[stream]
-        return (self.status,)
-
-    def cudaDeviceSynchronize(self):
-        return (self.status,)
-
-    def cudaStreamSynchronize(self, stream):
-        work, self.streams[stream] = self.streams[stream], []
-        for each in work:
-            each()
-        return (self.status,)
-
-    def cudaMalloc(self, size):
-        if size > self.memory - sum(len(buffer) for buffer in self.held.values()):
-            return (Status.cudaErrorMemoryAllocation, None)
-        buffer = (ctypes.c_char * size)()
-        self.held[ctypes.addressof(buffer)] = buffer
-        return (self.status, ctypes.addressof(buffer))
-
-    def cudaFree(self, address):
-        del self.held[address]
-        return (self.status,)
-
-    def cudaMemcpyAsync(self, to, source, size, kind, stream):
-        device = to if kind == 1 else source
-        assert size <= len(self.held[device])
-        self.streams[stream].append(lambda: ctypes.memmove(to, source, size))
-        return (self.status,)
-
-
 class FakeTensorRt:
-    """A module ``tensorrt`` of `version`, or ``tensorrt_rtx``.
+    """A module ``tensorrt`` of `version`, or ``tensorrt_rtx``, on a fake device's `cuda`.
 
     Attributes:
         faults: Words that the next calls of a kind fail with, by kind: ``builder``, ``runtime``,
@@ -478,40 +396,50 @@ class _Context:
     def execute_async_v3(self, stream):
         if self.engine.module.fails("run", self.engine.log):
             return False
-        self.engine.module.cuda.streams[stream].append(self._compute)
+        given = (dict(self.shapes), dict(self.addresses))  # as a captured graph keeps them
+        self.engine.module.cuda.driver.put(stream, lambda: self._compute(*given))
         return True
 
-    def _compute(self):
+    def _compute(self, shapes, addresses):
         fed = {
-            name: self._at(name, shape).copy()
-            for name, shape in self.shapes.items()
+            name: self._at(name, shape, addresses).copy()
+            for name, shape in shapes.items()
             if name in self.engine.inputs
         }
         for name, result in zip(
             self.engine.outputs, self.engine.session.run(None, fed), strict=True
         ):
-            self._at(name, result.shape)[...] = result
+            self._at(name, result.shape, addresses)[...] = result
 
-    def _at(self, name, shape):
+    def _at(self, name, shape, addresses):
         dtype = np.dtype(self._dtype(name))
         size = int(np.prod(shape)) * dtype.itemsize
-        memory = (ctypes.c_char * size).from_address(self.addresses[name])
+        self.engine.module.cuda.driver.check(addresses[name], size)
+        memory = (ctypes.c_char * size).from_address(addresses[name])
         return np.frombuffer(memory, dtype).reshape(shape)
 
     def _dtype(self, name):
         return {**self.engine.inputs, **self.engine.outputs}[name].dtype.value
 
 
+def make_device(host=None, **device):
+    """A fake cuda-python with the device of these tests; see `fake_cuda.make_cuda`."""
+    return make_cuda(host, **{"capability": (8, 9), "name": b"NVIDIA Fake", **device})
+
+
 def install(monkeypatch, module, cuda):
     """Let imports find the fakes, and nothing else of their kind; None for nothing at all."""
+    from jscc.runtime.device import device
     from jscc.runtime.tensorrt.library import load_library
 
     rtx = module is not None and module.rtx
     for name, fake in (
         ("tensorrt", None if rtx else module),
         ("tensorrt_rtx", module if rtx else None),
-        ("cuda.bindings.runtime", cuda),
-        ("cuda.cudart", None),
+        ("cuda.bindings.driver", cuda and cuda.driver),
+        ("cuda.bindings.nvrtc", cuda and cuda.nvrtc),
+        ("cuda.cuda", None),
     ):
-        monkeypatch.setitem(__import__("sys").modules, name, fake)
+        monkeypatch.setitem(sys.modules, name, fake)
     load_library.cache_clear()
+    device._first_of.cache_clear()

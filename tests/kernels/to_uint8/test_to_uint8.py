@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from host_kernels import guarded
 from jscc.export.systems.diffjscc import Render
-from jscc.kernels.to_uint8.reference import REACHES, ROUNDINGS, blur, fix_colors, to_uint8
+from jscc.kernels.to_uint8.reference import (
+    REACHES,
+    ROUNDINGS,
+    blur,
+    fix_colors,
+    flags_of,
+    to_uint8,
+)
 
 
 def image_of(shape, seed=0):
@@ -69,10 +76,11 @@ def blurred(host, image, minus, reach, threads=1):
     return result
 
 
-def pixels_of(host, image, correction, reach, rounding, threads=1):
+def pixels_of(host, image, correction, reach, rounding, threads=1, flags=None):
     pixels = np.full((*image.shape[1:], 3), 77, np.uint8)
     values = {
         "pixels": pixels,
+        "flags": flags,
         "image": image,
         "correction": correction,
         "reach": reach,
@@ -125,6 +133,54 @@ def test_the_whole_colour_fix_is_the_same_bits(host, size, threads, rounding):
     assert np.array_equal(pixels, to_uint8(fix_colors(image, other), rounding))
 
 
+FAULTS = {
+    "an image": ({}, [0, 1]),
+    "not a number": ({(1, 2, 3): np.nan}, [1, 1]),
+    "infinite": ({(2, 4, 6): -np.inf}, [1, 1]),
+    "the first value not a number": ({(0, 0, 0): np.nan}, [1, 1]),
+    "the largest number": ({(2, 4, 6): np.finfo(np.float32).max}, [0, 1]),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 256])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_flags_tell_what_is_no_image(host, fault, threads):
+    values, expected = FAULTS[fault]
+    image = image_of((3, 5, 7))
+    for place, value in values.items():
+        image[place] = value
+    flags = np.zeros(2, np.uint32)
+    pixels = pixels_of(host, image, None, 0, "nearest", threads, flags)
+    assert flags.tolist() == flags_of(image).tolist() == expected
+    finite = np.isfinite(image)
+    shown = to_uint8(np.where(finite, image, 0), "nearest").transpose(2, 0, 1)[finite]
+    assert np.array_equal(pixels.transpose(2, 0, 1)[finite], shown)
+
+
+@pytest.mark.parametrize("colour", [0.25, 0.0, -3.0, np.inf])
+def test_one_colour_is_told_from_an_image(host, colour):
+    """Whatever colours it is clamped to; zeros of both signs are one colour."""
+    image = np.full((3, 5, 7), colour, np.float32)
+    image[1] *= 1 if colour else -1
+    flags = np.zeros(2, np.uint32)
+    pixels_of(host, image, None, 0, "nearest", 7, flags)
+    assert flags.tolist() == flags_of(image).tolist() == [np.isinf(colour), 0]
+    image[2, 4, 6] = 0.5
+    pixels_of(host, image, None, 0, "nearest", 7, flags)
+    assert flags.tolist() == flags_of(image).tolist() == [np.isinf(colour), 1]
+
+
+def test_flags_are_those_of_the_fixed_colours(host):
+    """An image and a correction that leave one colour, and one that leaves none."""
+    image, low = np.zeros((3, 33, 37), np.float32), np.full((3, 33, 37), 0.5, np.float32)
+    flags = np.zeros(2, np.uint32)
+    pixels_of(host, image, low, 4, "nearest", 7, flags)
+    assert flags.tolist() == flags_of(image + blur(low, 4)).tolist() == [0, 0]
+    low[2, 32, 36] = np.nan
+    pixels_of(host, image, low, 4, "nearest", 7, flags)
+    assert flags.tolist() == flags_of(image + blur(low, 4)).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("reach", REACHES)
 def test_nothing_is_read_or_written_behind_the_end(host, reach):
     image, low = guarded(image_of((3, 33, 37), 1)), guarded(image_of((3, 33, 37), 2))
@@ -133,6 +189,8 @@ def test_nothing_is_read_or_written_behind_the_end(host, reach):
     values = {"blurred": result, "image": image, "minus": low, "planes": 3, **sizes}
     host.start("to_uint8", values, entry="blur")
     assert np.array_equal(result, blur(image - low, reach))
-    values = {"pixels": pixels, "image": image, "correction": low, "nearest": 1, **sizes}
+    flags = guarded(np.zeros(2, np.uint32))
+    values = {"pixels": pixels, "flags": flags, "image": image, "correction": low, "nearest": 1}
+    values |= sizes
     host.start("to_uint8", values)
     assert np.array_equal(pixels, to_uint8(image + blur(low, reach), "nearest"))

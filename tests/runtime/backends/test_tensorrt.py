@@ -12,7 +12,8 @@ import pytest
 from onnx import helper
 
 import tiny_bundle
-from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status, install
+from fake_cuda import Status
+from fake_tensorrt import WORDS, FakeTensorRt, install, make_device
 from jscc.runtime.backends.engines import make_backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from jscc.runtime.backends.tensorrt import TensorRtBackend
@@ -30,12 +31,13 @@ from tiny_bundle import model
 
 TRUTH = OnnxRuntimeBackend(threads=1)
 FLOATS, OUT = (Port(name, "float32", ("batch", 4)) for name in "xy")
+BETWEEN = "what lies between the stages stays on the host: stage 'decode' runs on the CPU"
 VERSIONS = ("10.3.0", "10.13.2", "11.4.1", "rtx")
 
 
 @pytest.fixture
-def cuda():
-    return FakeCuda()
+def cuda(later_host):
+    return make_device(later_host)
 
 
 @pytest.fixture(params=["10.3.0"])
@@ -170,7 +172,8 @@ def test_what_an_engine_depends_on_gives_another(backend, library, cuda, monkeyp
     elif change == "version":
         monkeypatch.setattr(library, "__version__", "10.4.0")
     else:
-        cuda.capability = (8, 6)
+        cuda.driver.capability = (8, 6)
+        install(monkeypatch, library, cuda)
     session = load(backend, data)
     assert session.fallbacks == ()
     session.run(ONES)
@@ -403,7 +406,7 @@ def test_a_full_disk_costs_the_cache_only(backend, library, monkeypatch):
 
 
 def test_no_cuda_is_one_line_and_the_cpu_goes_on(cuda, library, tmp_path, codec_bundle):
-    cuda.status = Status.cudaErrorInsufficientDriver
+    cuda.driver.status = Status.CUDA_ERROR_NO_DEVICE
     backend = TensorRtBackend(threads=1, folder=tmp_path / "engines")
     receiver = Receiver(codec_bundle, backend=backend)
     image, record = receiver.receive(symbols(), Csi(7.0), seed=0)
@@ -412,7 +415,7 @@ def test_no_cuda_is_one_line_and_the_cpu_goes_on(cuda, library, tmp_path, codec_
     assert record.backend == TRUTH.name
     assert record.providers == {"decode": "cpu"}
     assert record.fallbacks == (
-        "the CPU takes TensorRT's place: cudaGetDeviceCount: got cudaErrorInsufficientDriver, "
+        "the CPU takes TensorRT's place: cuInit: got CUDA_ERROR_NO_DEVICE, "
         "expected a CUDA device and its driver. Install NVIDIA's driver, or receive on the CPU. "
         "[E_CUDA]",
     )
@@ -423,11 +426,11 @@ def test_no_cuda_is_one_line_and_the_cpu_goes_on(cuda, library, tmp_path, codec_
     [
         ("library", "module 'tensorrt' or 'tensorrt_rtx': got nothing, expected it installed. "),
         ("cuda", "module 'cuda.bindings': got nothing, expected it installed. Run: pip install "),
-        ("device", "cudaGetDeviceCount: got 0 devices, expected a CUDA device"),
+        ("device", "cuDeviceGetCount: got 0 devices, expected a CUDA device"),
     ],
 )
 def test_what_is_missing_is_named(cuda, monkeypatch, tmp_path, missing, words):
-    cuda.devices = 0
+    cuda.driver.devices = 0
     library = None if missing == "library" else FakeTensorRt(cuda)
     install(monkeypatch, library, None if missing == "cuda" else cuda)
     backend = TensorRtBackend(threads=1, folder=tmp_path / "engines")
@@ -439,7 +442,7 @@ def test_what_is_missing_is_named(cuda, monkeypatch, tmp_path, missing, words):
 
 
 def test_what_goes_for_all_stages_is_said_once(cuda, library, tmp_path, diffusion_bundle):
-    cuda.status = Status.cudaErrorInsufficientDriver
+    cuda.driver.status = Status.CUDA_ERROR_NO_DEVICE
     backend = TensorRtBackend(threads=1, folder=tmp_path / "engines")
     program = load_program(diffusion_bundle, backend)
     assert len(program.stages) > 1
@@ -464,7 +467,8 @@ def test_a_refused_node_leaves_the_receiver_on_the_cpu(backend, library, codec_b
     receiver = Receiver(codec_bundle, backend=backend)
     _, record = receiver.receive(symbols(), Csi(7.0), seed=0)
     assert record.providers == {"decode": "cpu"}
-    (reason,) = record.fallbacks
+    reason, between = record.fallbacks
+    assert between == BETWEEN
     assert reason.startswith("stage 'decode' runs on the CPU: stage 'decode', node ")
     assert "(Sigmoid): got \"This version of TensorRT doesn't support" in reason
 
@@ -478,6 +482,7 @@ def test_an_engine_that_fails_the_self_test_is_left(backend, codec_bundle, monke
         return {name: array[..., ::-1].copy() for name, array in right(self, arrays).items()}
 
     monkeypatch.setattr(TensorRtSession, "run", wrong)
+    monkeypatch.setattr(TensorRtSession, "reason_for_host", lambda self, sizes: "of this test")
     receiver = Receiver(codec_bundle, backend=backend)
     _, record = receiver.receive(symbols(), Csi(7.0), seed=0)
     assert record.backend == TRUTH.name
@@ -488,7 +493,7 @@ def test_an_engine_that_fails_the_self_test_is_left(backend, codec_bundle, monke
 def test_memory_that_is_short_once_is_given_back_and_the_run_repeated(backend, library, cuda):
     session = load(backend)
     session.run({"x": np.ones((4, 4), np.float32)})  # leaves 128 bytes on the device
-    cuda.memory = 200
+    cuda.driver.memory = 200
     x = np.full((6, 4), 3, np.float32)
     assert np.array_equal(session.run({"x": x})["y"], 2 * x)
     library.faults["run"] = [WORDS["memory"]]
@@ -502,7 +507,7 @@ def test_memory_that_stays_short_leaves_a_run_to_the_cpu(backend, library, cuda,
     session.run(ONES)
     session._shelf.loaded[0].shrink()
     if kind == "malloc":
-        cuda.memory = 20
+        cuda.driver.memory = 20
     else:
         library.faults[kind] = [WORDS["memory"]] * 2
     for _ in range(3):
@@ -511,12 +516,12 @@ def test_memory_that_stays_short_leaves_a_run_to_the_cpu(backend, library, cuda,
         (note,) = session.fallbacks
         assert note.startswith("stage 'tiny' left a run to the CPU: ")
         assert note.endswith("[E_MEMORY]")
-        assert (cuda.held, cuda.streams) == ({}, {})
-        cuda.memory, memory = 1 << 20, cuda.memory
+        assert (cuda.driver.blocks, cuda.driver.streams) == ({}, {})
+        cuda.driver.memory, memory = 1 << 20, cuda.driver.memory
         assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
-        assert (len(cuda.held), len(cuda.streams)) == (2, 1)
+        assert (len(cuda.driver.blocks), len(cuda.driver.streams)) == (2, 1)
         session._shelf.loaded[0].shrink()
-        cuda.memory = memory
+        cuda.driver.memory = memory
         library.faults[kind] = [WORDS["memory"]] * 2 if kind != "malloc" else []
     assert len(library.told) == 1
 
@@ -525,15 +530,15 @@ def test_memory_that_is_short_run_after_run_leaves_the_size_to_the_cpu(backend, 
     session = load(backend)
     session.run(ONES)
     session._shelf.loaded[0].shrink()
-    cuda.memory = 20
+    cuda.driver.memory = 20
     for _ in range(MOST_SHORT):
         assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
-    assert session.fallbacks[-1].startswith("stage 'tiny' runs on the CPU for batch 1: cudaMalloc")
-    cuda.memory = 1 << 20
+    assert session.fallbacks[-1].startswith("stage 'tiny' runs on the CPU for batch 1: cuMemAlloc")
+    cuda.driver.memory = 1 << 20
     session.run(ONES)
-    assert cuda.held == {}
+    assert cuda.driver.blocks == {}
     session.run({"x": np.ones((1, 4), np.float32)[[0, 0]]})  # another size is
-    assert len(cuda.held) == 2
+    assert len(cuda.driver.blocks) == 2
 
 
 def test_any_other_failure_is_e_run(backend, library, cuda):
@@ -552,9 +557,10 @@ def test_any_other_failure_is_e_run(backend, library, cuda):
 def test_a_device_that_fails_once_is_e_run(backend, cuda, monkeypatch):
     session = load(backend)
     session.run(ONES)
-    message = "on NVIDIA Fake: got cudaMemcpyAsync cudaErrorIllegalAddress for x "
+    message = "on NVIDIA Fake: got cuMemcpyHtoDAsync CUDA_ERROR_ILLEGAL_ADDRESS for x "
     with monkeypatch.context() as patch:
-        patch.setattr(cuda, "cudaMemcpyAsync", lambda *given: (Status.cudaErrorIllegalAddress,))
+        refused = (Status.CUDA_ERROR_ILLEGAL_ADDRESS,)
+        patch.setattr(cuda.driver, "cuMemcpyHtoDAsync", lambda *given: refused)
         with pytest.raises(UnavailableError, match=message) as caught:
             session.run(ONES)
     assert caught.value.code == "E_RUN"
@@ -572,13 +578,13 @@ def test_a_device_that_is_lost_leaves_everything_to_the_cpu(backend, library, cu
         session.run(ONES)
     x = np.ones((2 if when == "build" else 1, 4), np.float32)
     library.faults = {"load": [WORDS["plan"]] * 9, "build": [WORDS["tactic"]] * 9}
-    cuda.status = Status.cudaErrorIllegalAddress
+    cuda.driver.status = Status.CUDA_ERROR_ILLEGAL_ADDRESS
     for _ in range(3):
         assert np.array_equal(session.run({"x": x})["y"], 2 * x)
         (note,) = session.fallbacks
     assert note == (
-        "stage 'tiny' runs on the CPU: device 'NVIDIA Fake': got cudaErrorIllegalAddress, expected "
-        "it to go on. Start the program again, and receive on the CPU if it stays. [E_CUDA]"
+        "stage 'tiny' runs on the CPU: device 'NVIDIA Fake': got CUDA_ERROR_ILLEGAL_ADDRESS, "
+        "expected it to go on. Start the program again, and receive on the CPU if it stays. [E_CUDA]"
     )
     assert files(backend) == [name]
     built = len(library.told)
@@ -669,7 +675,8 @@ def test_a_note_that_comes_late_reaches_the_record(backend, library, codec_bundl
     assert receiver.receive(symbols(), Csi(7.0), seed=0)[1].fallbacks == ()
     library.faults["build"] = [WORDS["tactic"]]
     _, record = receiver.receive(symbols(4, 6), Csi(7.0), seed=0)
-    (note,) = record.fallbacks
+    note, between = record.fallbacks
+    assert between == BETWEEN
     assert note.startswith("stage 'decode' runs on the CPU for batch 1, height 16, width 24: ")
     assert record.providers == {"decode": "cuda, cpu"}
 
@@ -763,7 +770,8 @@ def test_engines_of_the_library_s_other_versions_go(backend, library, monkeypatc
 
 def test_engines_of_other_devices_and_libraries_stay(backend, library, cuda, monkeypatch):
     load(backend).run(ONES)
-    cuda.capability = (8, 6)
+    cuda.driver.capability = (8, 6)
+    install(monkeypatch, library, cuda)
     monkeypatch.setattr(library, "__version__", "10.4.0")
     load(backend).run(ONES)
     rtx = FakeTensorRt(cuda, "1.7.1.116", rtx=True)
@@ -833,9 +841,9 @@ def test_threads_share_an_engine(backend, library, cuda):
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(run, range(200)))
     assert len(library.told) == 1
-    assert 1 <= len(cuda.streams) <= 4
+    assert 1 <= len(cuda.driver.streams) <= 4
     session._shelf.loaded[0].shrink()
-    assert (cuda.held, cuda.streams) == ({}, {})
+    assert (cuda.driver.blocks, cuda.driver.streams) == ({}, {})
 
 
 def test_settings_and_fallback():

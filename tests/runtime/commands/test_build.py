@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status, install
+from fake_cuda import Status
+from fake_tensorrt import WORDS, FakeTensorRt, install, make_device
 from jscc.runtime.backends import tensorrt
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.backends.tensorrt import TensorRtBackend
@@ -15,8 +16,8 @@ from jscc.runtime.tensorrt import library as tensorrt_library
 
 
 @pytest.fixture
-def cuda():
-    return FakeCuda()
+def cuda(later_host):
+    return make_device(later_host)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def out(tmp_path):
 
 
 def test_ahead_of_time_for_several_devices(jscc, library, cuda, codec, out):
-    cuda.status = Status.cudaErrorInsufficientDriver
+    cuda.driver.status = Status.CUDA_ERROR_NO_DEVICE
     ran = jscc("build", codec, "--ahead", "sm_86,sm_89", "-o", out, "--json")
     assert ran.status == 0, ran.err
     rows = ran.json["engines"]
@@ -258,10 +259,10 @@ def test_no_library_is_one_line(jscc, monkeypatch, codec, out, kind, remedy):
 
 
 def test_no_device_is_one_line(jscc, library, cuda, codec, out):
-    cuda.status = Status.cudaErrorInsufficientDriver
+    cuda.driver.status = Status.CUDA_ERROR_NO_DEVICE
     ran = jscc("build", codec, "-o", out)
     assert ran.status == 69
-    assert ran.err.startswith("jscc build: cudaGetDeviceCount: got cudaErrorInsufficientDriver, ")
+    assert ran.err.startswith("jscc build: cuInit: got CUDA_ERROR_NO_DEVICE, ")
     assert ran.err.count("\n") == 1
 
 
@@ -287,11 +288,11 @@ def test_the_receiver_says_what_it_ran_on(jscc, full, codec, tmp_path, monkeypat
 def test_without_a_device_the_cpu_receives_and_that_is_said(
     jscc, full, cuda, codec, tmp_path, monkeypatch, photo
 ):
-    cuda.status = Status.cudaErrorInsufficientDriver
+    cuda.driver.status = Status.CUDA_ERROR_NO_DEVICE
     monkeypatch.setattr(tensorrt.Path, "home", lambda: tmp_path)
     ran = jscc("simulate", codec, photo, "--snr", 7, "--engine", "tensorrt", "--json")
     assert ran.status == 0, ran.err
-    assert "the CPU takes TensorRT's place: cudaGetDeviceCount: got cudaErrorInsuff" in ran.err
+    assert "the CPU takes TensorRT's place: cuInit: got CUDA_ERROR_NO_DEVICE, " in ran.err
     (image,) = ran.json["images"]
     assert image["record"]["providers"] == {"decode": "cpu"}
     assert image["record"]["backend"].startswith("onnxruntime ")
@@ -340,17 +341,17 @@ def test_doctor_says_why_a_library_does_not_load(jscc, monkeypatch):
 
 def test_doctor_says_that_the_driver_is_missing(jscc, library, cuda, monkeypatch):
     monkeypatch.setattr("jscc.runtime.machine._NVIDIA", ("/",))
-    cuda.status = Status.cudaErrorInsufficientDriver
+    cuda.driver.status = Status.CUDA_ERROR_NO_DEVICE
     check = checks(jscc("doctor", "--json"))["CUDA device"]
-    assert check["found"] == "cudaGetDeviceCount: got cudaErrorInsufficientDriver"
+    assert check["found"] == "cuInit: got CUDA_ERROR_NO_DEVICE"
     assert check["remedy"] == "Install NVIDIA's driver, or receive on the CPU."
 
 
 def test_doctor_names_bindings_that_fit_the_driver(jscc, library, cuda, monkeypatch):
     monkeypatch.setattr("jscc.runtime.machine._NVIDIA", ("/",))
-    cuda.status, cuda.driver = Status.cudaErrorInsufficientDriver, 12080
+    cuda.driver.version = 12080
     check = checks(jscc("doctor", "--json"))["CUDA device"]
-    assert check["found"].endswith("got cudaErrorInsufficientDriver from a driver for CUDA 12")
+    assert check["found"].endswith("got 12080 from a driver for CUDA 12")
     assert check["remedy"] == "Run: pip install 'cuda-bindings==12.*'"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from array_kernels import ArrayKernels
 from jscc.kernels.advance.reference import advance
 from jscc.kernels.null_space.reference import ddnm_shares, null_space
 from jscc.kernels.philox_normal.reference import philox_normal
@@ -18,7 +19,6 @@ from jscc.kernels.unpack.reference import unpack
 from jscc.runtime.device.bindings import import_cuda
 from jscc.runtime.device.cubins import CubinCache
 from jscc.runtime.device.device import Device
-from jscc.runtime.device.kernels import DeviceKernels
 from jscc.runtime.device.loader import KernelLoader
 from jscc.runtime.table import Row
 
@@ -58,7 +58,7 @@ def main():
             loader = KernelLoader(cuda, device, CubinCache(Path(sys.argv[1])))
             same += [
                 (name, got.dtype == wanted.dtype and got.tobytes() == wanted.tobytes())
-                for name, got, wanted in pairs(DeviceKernels(device, loader))
+                for name, got, wanted in pairs(ArrayKernels(device, loader))
             ]
             notes += loader.notes
     sys.stdout.write(json.dumps({"device": device.name, "same": same, "notes": notes}))

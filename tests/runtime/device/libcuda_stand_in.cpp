@@ -74,7 +74,14 @@ int cuDevicePrimaryCtxRelease(int) { return SUCCESS; }
 
 int cuCtxSetCurrent(void *context) { return context == nullptr ? INVALID_VALUE : SUCCESS; }
 
-int cuCtxSynchronize() { return SUCCESS; }
+int cuStreamCreate(void **stream, unsigned) {
+    *stream = stream;
+    return SUCCESS;
+}
+
+int cuStreamSynchronize(void *) { return SUCCESS; }
+
+int cuStreamDestroy(void *) { return SUCCESS; }
 
 int cuMemAlloc(std::uint64_t *pointer, std::size_t size) {
     if (size == 0) {
@@ -89,12 +96,12 @@ int cuMemFree(std::uint64_t pointer) {
     return SUCCESS;
 }
 
-int cuMemcpyHtoD(std::uint64_t target, const void *source, std::size_t size) {
+int cuMemcpyHtoDAsync(std::uint64_t target, const void *source, std::size_t size, void *) {
     std::memcpy(reinterpret_cast<void *>(target), source, size);
     return SUCCESS;
 }
 
-int cuMemcpyDtoH(void *target, std::uint64_t source, std::size_t size) {
+int cuMemcpyDtoHAsync(void *target, std::uint64_t source, std::size_t size, void *) {
     std::memcpy(target, reinterpret_cast<const void *>(source), size);
     return SUCCESS;
 }

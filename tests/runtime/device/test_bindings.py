@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fake_cuda import Attribute, FakeDriver, FakeNvrtc, Status
+from fake_cuda import Attribute, CaptureMode, FakeDriver, FakeNvrtc, Status
 from host_kernels import FLAGS
 from jscc.kernels.sources import KERNELS, entries_of
-from jscc.runtime.device.bindings import call, failure_of, import_cuda
+from jscc.runtime.device.bindings import Cuda, call, failure_of, import_cuda
 from jscc.runtime.device.device import Device
 from jscc.runtime.errors import UnavailableError
 
@@ -124,13 +124,17 @@ def split(declared):
 
 def bare(words):
     """``unsigned int Flags`` and ``attrib not None : …`` to the name alone."""
-    types = {"unsigned", "int", "size_t", "char", "void_ptr"}
+    types = {"unsigned", "long", "int", "size_t", "char", "void_ptr"}
     return next(word.strip("*") for word in words if word.strip("*") not in types)
 
 
 def test_numbers_of_statuses_and_attributes_are_the_real_ones(bindings):
     driver = bindings["driver"]
-    for ours, real in ((Status, driver.CUresult), (Attribute, driver.CUdevice_attribute)):
+    for ours, real in (
+        (Status, driver.CUresult),
+        (Attribute, driver.CUdevice_attribute),
+        (CaptureMode, driver.CUstreamCaptureMode),
+    ):
         assert {each.name: each.value for each in ours}.items() <= {
             each.name: each.value for each in real
         }.items()
@@ -164,6 +168,29 @@ def test_a_library_that_is_missing_is_named():
     def cuInit():
         raise RuntimeError("Failed to dlopen libcuda.so.1")  # as cuda-python 13.0 says it
 
-    with pytest.raises(UnavailableError, match="cuInit: got 'Failed to dlopen libcuda.so.1'") as e:
+    message = "cuInit: got 'Failed to dlopen libcuda.so.1', expected a CUDA device and its driver. "
+    with pytest.raises(UnavailableError, match=message) as caught:
         call(cuInit)
-    assert e.value.code == "E_CUDA"
+    assert caught.value.code == "E_CUDA"
+    assert caught.value.message.endswith("Install NVIDIA's driver, or receive on the CPU.")
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_the_modules_names_until_cuda_python_12_6_are_known(monkeypatch, older):
+    names = (
+        ("cuda.cuda", "cuda.nvrtc") if older else ("cuda.bindings.driver", "cuda.bindings.nvrtc")
+    )
+    for name in ("cuda.cuda", "cuda.nvrtc", "cuda.bindings.driver", "cuda.bindings.nvrtc"):
+        monkeypatch.setitem(sys.modules, name, name if name in names else None)
+    assert import_cuda() == Cuda(*names)
+
+
+def test_bindings_that_do_not_load_are_told_from_none(monkeypatch):
+    def broken(name):
+        raise ImportError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr("jscc.runtime.device.bindings.importlib.import_module", broken)
+    message = "module 'cuda.bindings.driver': got ImportError 'libcuda.so.1: cannot open"
+    with pytest.raises(UnavailableError, match=message) as caught:
+        import_cuda()
+    assert caught.value.code == "E_CUDA"

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from array_kernels import ArrayKernels
 from fake_cuda import Status, make_cuda
 from jscc.kernels.advance.reference import advance
 from jscc.kernels.null_space.reference import Shares, ddnm_shares, null_space
@@ -15,7 +16,6 @@ from jscc.kernels.philox_normal.reference import philox_normal
 from jscc.kernels.to_uint8.reference import ROUNDINGS, fix_colors, to_uint8
 from jscc.kernels.unpack.reference import unpack
 from jscc.runtime.device.device import Device
-from jscc.runtime.device.kernels import DeviceKernels
 from jscc.runtime.device.loader import KernelLoader
 from jscc.runtime.errors import UnavailableError
 from jscc.runtime.table import Row
@@ -35,8 +35,8 @@ def cuda(host):
 def kernels(cuda):
     """All memory has to be given back by the end."""
     with Device(cuda) as device:
-        yield DeviceKernels(device, KernelLoader(cuda, device))
-    assert cuda.driver.blocks == {}
+        yield ArrayKernels(device, KernelLoader(cuda, device))
+    assert (cuda.driver.blocks, cuda.driver.streams) == ({}, {})
     assert cuda.driver.retained == 0
 
 
@@ -160,9 +160,9 @@ def test_addresses_are_64_bits(kernels, address, shown):
     ("function", "status", "code"),
     [
         ("cuMemAlloc", Status.CUDA_ERROR_OUT_OF_MEMORY, "E_MEMORY"),
-        ("cuMemcpyHtoD", Status.CUDA_ERROR_INVALID_VALUE, "E_CUDA"),
+        ("cuMemcpyHtoDAsync", Status.CUDA_ERROR_INVALID_VALUE, "E_CUDA"),
         ("cuLaunchKernel", Status.CUDA_ERROR_INVALID_VALUE, "E_CUDA"),
-        ("cuCtxSynchronize", Status.CUDA_ERROR_ILLEGAL_ADDRESS, "E_CUDA"),
+        ("cuStreamSynchronize", Status.CUDA_ERROR_ILLEGAL_ADDRESS, "E_CUDA"),
     ],
 )
 def test_a_failure_is_named_and_leaves_no_memory_behind(kernels, cuda, function, status, code):

@@ -9,11 +9,10 @@ import pytest
 from onnx import helper
 
 import tiny_bundle
-from fake_tensorrt import WORDS, FakeCuda, FakeTensorRt, Status
-from jscc.runtime.errors import BundleError, StorageError, UnavailableError, UsageError
+from fake_tensorrt import WORDS, FakeTensorRt, make_device
+from jscc.runtime.errors import BundleError, StorageError, UsageError
 from jscc.runtime.ports import Port
 from jscc.runtime.tensorrt.build import Plan, build_engine
-from jscc.runtime.tensorrt.cuda import call
 from jscc.runtime.tensorrt.library import (
     FULL,
     RTX,
@@ -28,8 +27,8 @@ from jscc.runtime.tensorrt.spans import Span, parse_shapes, stage_spans, usual_i
 
 def libraries():
     for version in ("10.3.0", "10.13.0"):
-        yield Library(FULL, FakeTensorRt(FakeCuda(), version))
-    yield Library(RTX, FakeTensorRt(FakeCuda(), "1.7", rtx=True))
+        yield Library(FULL, FakeTensorRt(make_device(), version))
+    yield Library(RTX, FakeTensorRt(make_device(), "1.7", rtx=True))
 
 
 def plan_of(bundle, stage, external=None):
@@ -252,34 +251,6 @@ def test_images_larger_than_the_bundle_takes_are_refused_by_the_option(shared_bu
     with pytest.raises(UsageError, match=message) as caught:
         stage_spans(parse_shapes("30000x20000"), manifest.stages["decode"], manifest)
     assert caught.value.code == "E_SHAPES"
-
-
-@pytest.mark.parametrize(
-    ("driver", "words"),
-    [
-        (0, "expected a CUDA device and its driver. Install NVIDIA's driver, or"),
-        (13020, "expected a CUDA device and its driver. Install NVIDIA's driver, or"),
-        (12040, "from a driver for CUDA 12, expected one for CUDA 13, as cuda-bindings has it"),
-    ],
-)
-def test_bindings_newer_than_the_driver_are_told_from_no_driver(driver, words):
-    cuda = FakeCuda(status=Status.cudaErrorInsufficientDriver)
-    cuda.driver = driver
-    with pytest.raises(UnavailableError, match="^cudaGetDeviceCount: got cudaErrorI") as caught:
-        call(cuda, "cudaGetDeviceCount")
-    assert words in str(caught.value)
-    assert ("pip install 'cuda-bindings==12.*'" in str(caught.value)) == (driver == 12040)
-
-
-def test_bytes_are_those_of_an_allocation():
-    cuda = FakeCuda(memory=0)
-    with pytest.raises(UnavailableError, match="^cudaMalloc: got cudaErrorMem.* for 77 bytes, "):
-        call(cuda, "cudaMalloc", 77)
-    cuda.status = Status.cudaErrorMemoryAllocation
-    message = "^cudaStreamCreateWithFlags: got cudaErrorMemoryAllocation, expected enough memory"
-    with pytest.raises(UnavailableError, match=message) as caught:
-        call(cuda, "cudaStreamCreateWithFlags", 1)
-    assert caught.value.code == "E_MEMORY"
 
 
 def test_progress_is_said_every_few_seconds_with_what_is_left():
