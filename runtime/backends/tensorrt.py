@@ -1,7 +1,8 @@
 """TensorRT backend: engines built on the device that runs them, or ahead of time, and kept.
 
 A stage runs with the engines of the cache; for sizes that none of them takes, one is built when
-they first come, which `tell` announces. Where library, driver or device are missing, where an
+they first come, which `tell` announces. Its sessions also take tensors where they are, on the
+device; see `jscc.runtime.device.reception`. Where library, driver or device are missing, where an
 engine crashed the library before, and for sizes that no engine can be built for, ONNX Runtime runs
 the stage on the CPU and its session says so.
 
