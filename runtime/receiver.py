@@ -21,7 +21,7 @@ from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.choices import Choices
 from jscc.runtime.csi import Csi
-from jscc.runtime.device.reception import WHAT, find_station, reason_for_host, receive_there
+from jscc.runtime.device.reception import WHAT, find_reception
 from jscc.runtime.errors import JsccError, UnavailableError
 from jscc.runtime.job import Job, Request, Rules
 from jscc.runtime.noise import NoiseSource, PhiloxNoise
@@ -313,15 +313,14 @@ class Receiver:
         wanted = manifest.codec_output if job.alone else None
         image, rounding = wanted or manifest.image_output, manifest.image.rounding
         said: tuple[str, ...] = ()
-        station = find_station(program)
-        if station is not None:
-            reason = reason_for_host(program, station, run, image)
+        reception = find_reception(program, run, image)
+        if reception is not None:
+            reason = reception.reason_for_host()
             if not reason:
-                symbols = tuple((each.symbols, each.divisor) for each in job.admitted)
-                received = receive_there(
-                    program, station, run, trace, symbols, given, image, rounding
-                )
-                return list(zip(received.pixels, received.flags, strict=True)), station.notes
+                symbols = [(each.symbols, each.divisor) for each in job.admitted]
+                received = reception.receive(symbols, given, rounding, trace)
+                shown = list(zip(received.pixels, received.flags, strict=True))
+                return shown, reception.station.notes
             said = (f"{WHAT} stays on the host: {reason}",)
         given["received"] = np.stack([image.planes for image in job.admitted])
         tensors = program.execute(given, run, trace, wanted)
