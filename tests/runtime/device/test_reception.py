@@ -5,6 +5,7 @@ the driver, so copies are counted, and what would be read too early or freed too
 """
 
 import dataclasses
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -218,6 +219,20 @@ def test_memory_is_kept_from_one_reception_to_the_next(made, shared_bundles, cud
         held.append((len(cuda.driver.blocks), len(cuda.driver.streams)))
     assert held[0][1] == held[2][1] == 5  # one of the receptions, and one of each lane
     assert held[1] == held[2]
+
+
+def test_a_receiver_that_nobody_holds_leaves_nothing_behind(backend, shared_bundles, cuda):
+    """But what the device keeps for receptions to come, of any receiver."""
+    receiver = Receiver(shared_bundles["diffusion"], backend=backend)
+    for _ in range(2):
+        receiver.receive(symbols()[0], Csi(7.0), seed=0, side=CONTEXT)
+    assert len(cuda.driver.captured) == 4
+    del receiver
+    gc.collect()
+    driver = cuda.driver
+    assert (driver.captured, driver.events, len(driver.streams)) == ({}, {}, 1)
+    find_place(backend.folder).station.shrink()
+    assert (driver.blocks, driver.streams) == ({}, {})
 
 
 def test_receptions_at_once_share_the_engines(made, shared_bundles, library, cuda):
