@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from jscc.kernels.to_uint8.reference import to_uint8
+from jscc.kernels.to_uint8.reference import flags_of, to_uint8
 from jscc.runtime.errors import ImageError
 from jscc.runtime.manifest import ImageContract
 from jscc.runtime.ports import describe
 
 Floats = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.uint32]
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, int]  # height, width
 
@@ -122,6 +123,39 @@ def from_network(image: Floats, rounding: str) -> Pixels:
         rounding: ``truncate`` or ``nearest``, whichever the weights were measured with.
     """
     return to_uint8(image, rounding)
+
+
+def drawn(image: Floats, rounding: str) -> tuple[Pixels, Flags]:
+    """What networks draw as pixels, with the flags that tell whether it is an image.
+
+    Args:
+        image: float32[3, height, width].
+        rounding: See `from_network`.
+
+    Returns:
+        uint8[height, width, 3], of anything where a value is not finite; and uint32[2], see
+        `jscc.kernels.to_uint8.reference.flags_of`.
+    """
+    flags = flags_of(image)
+    if flags[0]:
+        return np.zeros((*image.shape[1:], 3), np.uint8), flags
+    return from_network(image, rounding), flags
+
+
+def check_drawn(flags: Flags, number: int) -> None:
+    """Hold the flags of image `number` to those of an image.
+
+    Raises:
+        ImageError: ``E_DECODE_NONFINITE``.
+    """
+    broken, varied = map(bool, flags)
+    if broken or not varied:
+        got = "values that are not finite" if broken else "one colour only"
+        raise ImageError(
+            "E_DECODE_NONFINITE",
+            f"image {number}: got {got} from finite symbols, expected an image. "
+            "Try a bundle of higher precision or another provider.",
+        )
 
 
 def restore(padded: Pixels, geometry: Geometry) -> Pixels:

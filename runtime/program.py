@@ -158,7 +158,7 @@ class _Course(Generic[T]):
             return self._answer(stage, self._ask(stage, fed))
 
         pulled = any(path.guidance for path in plan.paths)
-        return run_loop(
+        last = run_loop(
             plan,
             denoise,
             arithmetic,
@@ -166,6 +166,7 @@ class _Course(Generic[T]):
             start=self._named(plan.start_tensor if plan.start == "received" else None),
             guide=self._named(plan.guide_tensor if pulled else None),
         )
+        return arithmetic.cast(last, ports[state].dtype)
 
     def _told(self, question: Question[T], port: Port, state: str, shape: tuple[int, ...]) -> T:
         """What a stage may ask of a step; the noise is zero where none is drawn."""

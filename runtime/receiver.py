@@ -15,19 +15,18 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from jscc.kernels.to_uint8.reference import flags_of
 from jscc.runtime.admission import check_dtype
 from jscc.runtime.backends.base import Backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.choices import Choices
 from jscc.runtime.csi import Csi
-from jscc.runtime.device.reception import WHAT, find_station, reason_for_host, receive_there
-from jscc.runtime.errors import ImageError, JsccError, UnavailableError
+from jscc.runtime.device.reception import WHAT, find_reception
+from jscc.runtime.errors import JsccError, UnavailableError
 from jscc.runtime.job import Job, Request, Rules
 from jscc.runtime.noise import NoiseSource, PhiloxNoise
 from jscc.runtime.ports import Array
-from jscc.runtime.preprocess import from_network, restore
+from jscc.runtime.preprocess import Flags, check_drawn, drawn, from_network, restore
 from jscc.runtime.program import Run, load_program
 from jscc.runtime.record import DescentRecord, LoopRecord, Record
 from jscc.runtime.schedule import schedule_from
@@ -39,7 +38,6 @@ Pixels = npt.NDArray[np.uint8]
 Symbols = npt.NDArray[np.complex64]
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-Flags = npt.NDArray[np.uint32]
 
 
 class Captioner(Protocol):
@@ -296,9 +294,9 @@ class Receiver:
         )
         trace = Trace()
         shown, said = self._carry(job, run, given, trace)
-        images = np.stack(
-            [self._finish(pixels, flags, i, job) for i, (pixels, flags) in enumerate(shown)]
-        )
+        for index, (_, flags) in enumerate(shown):
+            check_drawn(flags, job.frame + index)
+        images = np.stack([restore(pixels, job.geometry) for pixels, _ in shown])
         trace.add("total", begun)
         notes = (*notes, *said)
         records = [self._record(job, index, trace, notes) for index in range(len(admitted))]
@@ -315,48 +313,27 @@ class Receiver:
         wanted = manifest.codec_output if job.alone else None
         image, rounding = wanted or manifest.image_output, manifest.image.rounding
         said: tuple[str, ...] = ()
-        station = find_station(program)
-        if station is not None:
-            reason = reason_for_host(program, station, run, image)
+        reception = find_reception(program, run, image)
+        if reception is not None:
+            reason = reception.reason_for_host()
             if not reason:
-                symbols = tuple((each.symbols, each.divisor) for each in job.admitted)
+                symbols = [(each.symbols, each.divisor) for each in job.admitted]
                 there = Trace()
                 try:
-                    received = receive_there(
-                        program, station, run, there, symbols, given, image, rounding
-                    )
+                    received = reception.receive(symbols, given, rounding, there)
                 except UnavailableError as error:
                     if error.code == "E_MEMORY" and len(job.admitted) > 1:
                         raise  # they may fit one by one
                     reason = str(error)
                 else:
                     trace.join(there)
-                    return list(zip(received.pixels, received.flags, strict=True)), station.notes
+                    shown = list(zip(received.pixels, received.flags, strict=True))
+                    return shown, reception.station.notes
             said = (f"{WHAT} stays on the host: {reason}",)
         given["received"] = np.stack([image.planes for image in job.admitted])
         tensors = program.execute(given, run, trace, wanted)
         outputs = tensors[image].astype(np.float32, copy=False)
-        return [self._drawn(each, rounding) for each in outputs], said
-
-    @staticmethod
-    def _drawn(image: Floats, rounding: str) -> tuple[Pixels, Flags]:
-        """What the networks draw as pixels; anything where the flags tell that it is no image."""
-        flags = flags_of(image)
-        if flags[0]:
-            return np.zeros((*image.shape[1:], 3), np.uint8), flags
-        return from_network(image, rounding), flags
-
-    def _finish(self, pixels: Pixels, flags: Flags, index: int, job: Job) -> Pixels:
-        """Check what the networks return and turn it into an image of the size that was sent."""
-        broken, varied = map(bool, flags)
-        if broken or not varied:
-            got = "values that are not finite" if broken else "one colour only"
-            raise ImageError(
-                "E_DECODE_NONFINITE",
-                f"image {job.frame + index}: got {got} from finite symbols, expected an image. "
-                "Try a bundle of higher precision or another provider.",
-            )
-        return restore(pixels, job.geometry)
+        return [drawn(each, rounding) for each in outputs], said
 
     def _caption(self, name: str, tensors: Mapping[str, Array]) -> Array | None:
         """What the captioner says of each image that was decoded so far."""

@@ -81,7 +81,8 @@ class Record:
         power: Mean power of the received symbols.
         fallbacks: What was asked for and not done, and why; empty when all is as asked.
         tiles: Tiles per run of each stage.
-        times_ms: Wall time by stage, ``total`` for everything.
+        times_ms: Wall time by stage, the device's own where the tensors stay on it; ``total`` for
+            everything.
         descents: What each descent did, by name.
         rate: Planes that the transmitter chose to send; None where it has no choice.
         regime: SNR in dB from which the bundle's own regime holds that decided steps and start;

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from jscc.runtime.backends.base import Backend, Session
+from jscc.runtime.backends.base import Backend, DeviceSession, Session
 from jscc.runtime.backends.engines import DEFAULT, make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import providers
+from jscc.runtime.device.device import DeviceArray
+from jscc.runtime.device.flow import Flow
+from jscc.runtime.device.station import Station
 from jscc.runtime.engine_choice import AUTO, circumstances, find, usual_folder
 from jscc.runtime.errors import ImageError, JsccError
 from jscc.runtime.image_files import MAX_BYTES, decode_image
@@ -63,6 +66,30 @@ class CountedSession:
 
 
 @dataclass(frozen=True)
+class CountedDeviceSession(CountedSession):
+    """The same of a session that also takes tensors on its device: runs count when they start."""
+
+    there: DeviceSession
+
+    @property
+    def station(self) -> Station:
+        """As the session underneath."""
+        return self.there.station
+
+    def reason_for_host(self, sizes: Mapping[str, int]) -> str:
+        """As the session underneath."""
+        return self.there.reason_for_host(sizes)
+
+    def run_there(
+        self, tensors: Mapping[str, DeviceArray], sizes: Mapping[str, int], flow: Flow
+    ) -> dict[str, DeviceArray]:
+        """Start the stage, then count."""
+        outputs = self.there.run_there(tensors, sizes, flow)
+        self.progress.advance(self.stage)
+        return outputs
+
+
+@dataclass(frozen=True)
 class CountedBackend:
     """A backend whose sessions count their runs, so that steps and tiles show on a terminal."""
 
@@ -79,6 +106,8 @@ class CountedBackend:
     ) -> Session:
         """Load a stage in the backend underneath."""
         session = self.backend.load(stage, entry, graph, external)
+        if isinstance(session, DeviceSession):
+            return CountedDeviceSession(stage, session, self.progress, session)
         return CountedSession(stage, session, self.progress)
 
     def fallback(self) -> Backend | None:

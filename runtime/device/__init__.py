@@ -1,1 +1,1 @@
-"""A CUDA device through cuda-python: kernels compiled where they run, cached, and started."""
+"""A CUDA device through cuda-python: its kernels, and receptions that stay on it."""

@@ -6,8 +6,9 @@ that compile. Where any of that is missing the host computes between the stages,
 NOTE: never executed on a device; see `jscc.runtime.device.bindings`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -44,95 +45,92 @@ class Received:
     flags: Flags
 
 
-def find_station(program: Program) -> Station | None:
-    """The device that stages of the program may run on; None where all are the CPU's."""
+@dataclass(frozen=True)
+class Reception:
+    """One run of a program that may stay on a device.
+
+    Attributes:
+        program: What to run.
+        station: Where.
+        run: What it is given.
+        image: The tensor that becomes pixels, and that it ends with.
+    """
+
+    program: Program
+    station: Station
+    run: Run
+    image: str
+
+    def reason_for_host(self) -> str:
+        """Why it cannot stay there; empty where it can.
+
+        Engines are built for its sizes where there are none yet.
+
+        Raises:
+            BundleError: ``E_GRAPH_PORTS``, ``E_GRAPH_EXTERNAL``.
+            UnavailableError: ``E_MEMORY``, there is too little for the engines of a batch.
+        """
+        if type(self.run.noise) is not PhiloxNoise:
+            return "the noise is the caller's own"
+        for name in self.program.descents:
+            return f"{name!r} is a descent"
+        stages = tuple(_stages(self.program, self.run, self.image))
+        reasons = chain(
+            (_reason_of_stage(stage, self.run) for stage in stages),
+            (_reason_of_dtypes(self.program, stages, self.run, self.image) for _ in range(1)),
+            (_reason_of_engine(stage, self.run) for stage in stages),
+            (self.station.unfit() for _ in range(1)),
+        )
+        return next(filter(None, reasons), "")
+
+    def receive(
+        self,
+        symbols: Sequence[tuple[Symbols, complex | None]],
+        given: Mapping[str, Array],
+        rounding: str,
+        trace: Trace,
+    ) -> Received:
+        """Run it there.
+
+        Args:
+            symbols: Of each image, with what equalisation divides them by.
+            given: Further tensors by name.
+            rounding: Of the pixels.
+            trace: Where stages and times are noted.
+
+        Raises:
+            UnavailableError: ``E_MEMORY``; ``E_RUN``, the device or an engine fails.
+        """
+        run, station = self.run, self.station
+        try:
+            with station.flow() as flow:
+                arithmetic = DeviceArithmetic(flow, station.kernels, run.sizes, run.seed, run.frame)
+                planes = _unpacked(arithmetic, symbols)
+                fed: dict[str, Array | DeviceArray] = {**given, "received": planes}
+                tensors = self.program.carry(arithmetic, fed, run, trace, self.image)
+                down = flow.bring(*_pixels(arithmetic, tensors[self.image], rounding))
+                arithmetic.tell_times(trace)
+        except UnavailableError as error:
+            if error.code != "E_CUDA":
+                raise
+            got = error.message.partition(", expected")[0].replace(": got ", " ")
+            raise UnavailableError(
+                "E_RUN",
+                f"reception on {station.device.name}: got {got}, expected it to run. "
+                "Try onnxruntime; if it stays, update NVIDIA's driver.",
+            ) from error
+        pixels, flags = down
+        return Received(pixels.astype(np.uint8, copy=False), flags.astype(np.uint32, copy=False))
+
+
+def find_reception(program: Program, run: Run, image: str) -> Reception | None:
+    """The reception on the device of the program's stages; None where all are the CPU's."""
     for stage in program.stages.values():
         session = stage.session
         inner = session.session if isinstance(session, FixedSession) else session
         if isinstance(inner, DeviceSession):
-            return inner.station
+            return Reception(program, inner.station, run, image)
     return None
-
-
-def reason_for_host(program: Program, station: Station, run: Run, image: str) -> str:
-    """Why a run cannot stay on the device; empty where it can.
-
-    Engines are built for its sizes where there are none yet.
-
-    Args:
-        program: What to run.
-        station: Where.
-        run: What it is given.
-        image: The tensor that it ends with.
-
-    Raises:
-        BundleError: ``E_GRAPH_PORTS``, ``E_GRAPH_EXTERNAL``.
-        UnavailableError: ``E_MEMORY``, there is too little for the engines of a batch.
-    """
-    stages = tuple(_stages(program, run, image))
-    if type(run.noise) is not PhiloxNoise:
-        return "the noise is the caller's own"
-    for name in program.descents:
-        return f"{name!r} is a descent"
-    for stage in stages:
-        reason = _reason_of_stage(stage, run)
-        if reason:
-            return reason
-    reason = _reason_of_dtypes(program, stages, run, image)
-    if reason:
-        return reason
-    for stage in stages:
-        assert isinstance(stage.session, DeviceSession)
-        reason = stage.session.reason_for_host(run.sizes)
-        if reason:
-            return reason
-    return station.unfit()
-
-
-def receive_there(
-    program: Program,
-    station: Station,
-    run: Run,
-    trace: Trace,
-    symbols: tuple[tuple[Symbols, complex | None], ...],
-    given: Mapping[str, Array],
-    image: str,
-    rounding: str,
-) -> Received:
-    """Run a program on the device.
-
-    Args:
-        program: What to run; `reason_for_host` knows of nothing against it.
-        station: Where.
-        run: What it is given.
-        trace: Where stages and times are noted.
-        symbols: Of each image, with what equalisation divides them by.
-        given: Further tensors by name.
-        image: The tensor that becomes pixels.
-        rounding: Of the pixels.
-
-    Raises:
-        UnavailableError: ``E_MEMORY``; ``E_RUN``, the device or an engine fails.
-    """
-    try:
-        with station.flow() as flow:
-            arithmetic = DeviceArithmetic(flow, station.kernels, run.sizes, run.seed, run.frame)
-            planes = _unpacked(arithmetic, symbols)
-            fed: dict[str, Array | DeviceArray] = {**given, "received": planes}
-            tensors = program.carry(arithmetic, fed, run, trace, image)
-            pixels, flags = _pixels(arithmetic, tensors[image], rounding)
-            down = flow.bring(pixels, flags)
-            arithmetic.tell_times(trace)
-    except UnavailableError as error:
-        if error.code != "E_CUDA":
-            raise
-        got = error.message.partition(", expected")[0].replace(": got ", " ")
-        raise UnavailableError(
-            "E_RUN",
-            f"reception on {station.device.name}: got {got}, expected it to run. "
-            "Try onnxruntime; if it stays, update NVIDIA's driver.",
-        ) from error
-    return Received(down[0].astype(np.uint8, copy=False), down[1].astype(np.uint32, copy=False))
 
 
 def _stages(program: Program, run: Run, image: str) -> Iterator[Stage]:
@@ -159,6 +157,11 @@ def _reason_of_stage(stage: Stage, run: Run) -> str:
     return f"stage {stage.name!r} runs on {tiles} tiles" if tiles > 1 else ""
 
 
+def _reason_of_engine(stage: Stage, run: Run) -> str:
+    assert isinstance(stage.session, DeviceSession)
+    return stage.session.reason_for_host(run.sizes)
+
+
 def _reason_of_dtypes(program: Program, stages: tuple[Stage, ...], run: Run, image: str) -> str:
     """Loops and pixels are float32; no kernel casts."""
     states = {program.states[name]: run.plans[name] for name in run.plans}
@@ -178,7 +181,7 @@ def _reason_of_dtypes(program: Program, stages: tuple[Stage, ...], run: Run, ima
 
 
 def _unpacked(
-    arithmetic: DeviceArithmetic, symbols: tuple[tuple[Symbols, complex | None], ...]
+    arithmetic: DeviceArithmetic, symbols: Sequence[tuple[Symbols, complex | None]]
 ) -> DeviceArray:
     """The planes of all images, equalised."""
     flow = arithmetic.flow

@@ -35,14 +35,20 @@ class Station:
         return self.kernels.notes
 
     def unfit(self) -> str:
-        """Why its kernels cannot be started; empty where they can. Tried once."""
+        """Why its kernels cannot be started; empty where they can.
+
+        Tried once, and again where memory was short.
+        """
         with self._lock:
             if self._unfit is None:
                 try:
                     self.kernels.prepare()
-                    self._unfit = ""
                 except JsccError as error:
+                    if error.code == "E_MEMORY":
+                        return str(error)
                     self._unfit = str(error)
+                else:
+                    self._unfit = ""
             return self._unfit
 
     @contextmanager

@@ -4,6 +4,7 @@ NOTE: never executed on a device; see `jscc.runtime.tensorrt.library`.
 """
 
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,10 +119,9 @@ class Engine:
     def shrink(self) -> None:
         """Give back what no run is using."""
         with self._lock:
-            idle = [lane for lanes in self._idle.values() for lane in lanes]
+            idle = self._idle.copy()
             self._idle.clear()
-        for lane in idle:
-            lane.close()
+        _close_all(idle)
 
     def close(self) -> None:
         """Give back what no run is using now, and the rest when its run ends."""
@@ -146,8 +146,19 @@ class Engine:
         if not ready:
             device.destroy(stream)
             raise RunError(lines.words, memory=lines.memory or context is None)
-        device.wait(stream)  # it runs in other streams too
-        return Lane(self.place, context, stream, Buffers(device), self.graphs)
+        lane = Lane(self.place, context, stream, Buffers(device), self.graphs)
+        try:
+            device.wait(stream)  # the context runs in other streams too
+        except BaseException:
+            lane.close()
+            raise
+        return lane
+
+
+def _close_all(idle: Mapping[int, list[Lane]]) -> None:
+    for lanes in idle.values():
+        for lane in lanes:
+            lane.close()
 
 
 def load_engine(
@@ -175,6 +186,7 @@ def load_engine(
         port.name for port in entry.inputs if library.is_shape_input(loaded, port.name)
     )
     engine = Engine(place, loaded, spans, hosted)
+    weakref.finalize(engine, _close_all, engine._idle).atexit = False  # nobody has to close it
     names = engine.names
     for port in (*entry.inputs, *entry.outputs):
         if port.name in names and loaded.get_tensor_dtype(port.name) != dtype_of(library, port):

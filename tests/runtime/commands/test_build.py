@@ -275,7 +275,8 @@ def test_a_folder_of_others_is_refused(jscc, library, codec, out):
     assert list(out.iterdir()) == []
 
 
-def test_the_receiver_says_what_it_ran_on(jscc, full, codec, tmp_path, monkeypatch, photo):
+def test_the_receiver_says_what_it_ran_on(jscc, full, cuda, codec, tmp_path, monkeypatch, photo):
+    """And it stays on the device, although the command counts the stages' runs."""
     monkeypatch.setattr(tensorrt.Path, "home", lambda: tmp_path)
     ran = jscc("simulate", codec, photo, "--snr", 7, "--engine", "tensorrt", "--json")
     assert ran.status == 0, ran.err
@@ -283,6 +284,8 @@ def test_the_receiver_says_what_it_ran_on(jscc, full, codec, tmp_path, monkeypat
     (image,) = ran.json["images"]
     assert image["record"]["backend"] == "tensorrt 10.3.0"
     assert image["record"]["providers"] == {"decode": "cuda"}
+    assert image["record"]["fallbacks"] == []
+    assert "to_uint8" in {entry for entry, _, _ in cuda.driver.launches}
 
 
 def test_without_a_device_the_cpu_receives_and_that_is_said(

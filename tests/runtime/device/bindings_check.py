@@ -19,6 +19,7 @@ from jscc.kernels.unpack.reference import unpack
 from jscc.runtime.device.bindings import import_cuda
 from jscc.runtime.device.cubins import CubinCache
 from jscc.runtime.device.device import Device
+from jscc.runtime.device.flow import Flow
 from jscc.runtime.device.loader import KernelLoader
 from jscc.runtime.table import Row
 
@@ -50,6 +51,23 @@ def pairs(kernels):
     yield "to_uint8", kernels.to_uint8(x, "nearest", clean), to_uint8(fixed, "nearest")
 
 
+def check_flow(device):
+    """Whether copies, zeros, events and a captured graph do what they say."""
+    flow = Flow(device)
+    array = np.arange(6, dtype=np.float32)
+    there, result = flow.take(array), flow.zeros((6,), np.float32)
+    begun = flow.mark()
+    graph = device.capture(flow.stream, lambda: flow.copy(result.pointer, there))
+    found = [flow.bring(result)[0].any()]
+    device.launch(graph, flow.stream)
+    ended = flow.mark()
+    found += [np.array_equal(flow.bring(result)[0], array), device.elapsed_ms(begun, ended) > 0]
+    device.drop(graph)
+    flow.settle()
+    flow.close()
+    return list(map(bool, found))
+
+
 def main():
     """Twice, the second time from the cache."""
     cuda, same, notes = import_cuda(), [], []
@@ -61,7 +79,9 @@ def main():
                 for name, got, wanted in pairs(ArrayKernels(device, loader))
             ]
             notes += loader.notes
-    sys.stdout.write(json.dumps({"device": device.name, "same": same, "notes": notes}))
+            flows = check_flow(device)
+    found = {"device": device.name, "same": same, "notes": notes, "flow": flows}
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

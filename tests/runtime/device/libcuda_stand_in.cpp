@@ -2,18 +2,38 @@
 //
 // Memory is the host's, a module is checked to be a cubin with the entry that is asked for, and a
 // launch runs the same source compiled for the host: KERNELS holds one library of each kernel, with
-// a function launch_ENTRY that takes a launch's arguments as the driver does, as addresses.
+// a function launch_ENTRY that takes a launch's arguments as the driver does, as addresses. Work is
+// done at once, but while a stream is captured, which is when it becomes a graph.
 
 #include <dlfcn.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
+#include <vector>
 
 namespace {
 
-constexpr int SUCCESS = 0, INVALID_VALUE = 1, INVALID_IMAGE = 200, NOT_FOUND = 500;
+constexpr int SUCCESS = 0;
+
+using Graph = std::vector<std::function<void()>>;
+
+Graph *captured = nullptr;  // what becomes of the stream's work meanwhile
+int marks = 0;
+
+template <class Work>
+int give(Work work) {
+    if (captured == nullptr) {
+        work();
+    } else {
+        captured->push_back(work);
+    }
+    return SUCCESS;
+}
+
+constexpr int INVALID_VALUE = 1, INVALID_IMAGE = 200, NOT_FOUND = 500;
 const char *const LIBRARIES[] = {KERNELS};
 
 struct Function {
@@ -97,12 +117,68 @@ int cuMemFree(std::uint64_t pointer) {
 }
 
 int cuMemcpyHtoDAsync(std::uint64_t target, const void *source, std::size_t size, void *) {
-    std::memcpy(reinterpret_cast<void *>(target), source, size);
-    return SUCCESS;
+    return give([=] { std::memcpy(reinterpret_cast<void *>(target), source, size); });
 }
 
 int cuMemcpyDtoHAsync(void *target, std::uint64_t source, std::size_t size, void *) {
-    std::memcpy(target, reinterpret_cast<const void *>(source), size);
+    return give([=] { std::memcpy(target, reinterpret_cast<const void *>(source), size); });
+}
+
+int cuMemcpyDtoDAsync(std::uint64_t target, std::uint64_t source, std::size_t size, void *stream) {
+    return cuMemcpyDtoHAsync(reinterpret_cast<void *>(target), source, size, stream);
+}
+
+int cuMemsetD8Async(std::uint64_t target, unsigned char value, std::size_t size, void *) {
+    return give([=] { std::memset(reinterpret_cast<void *>(target), value, size); });
+}
+
+int cuStreamBeginCapture(void *, int mode) {
+    captured = new Graph;
+    return mode == 1 ? SUCCESS : INVALID_VALUE;  // of this thread alone
+}
+
+int cuStreamEndCapture(void *, void **graph) {
+    *graph = captured;
+    captured = nullptr;
+    return SUCCESS;
+}
+
+int cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long flags) {
+    *made = new Graph(*static_cast<Graph *>(graph));
+    return flags == 0 ? SUCCESS : INVALID_VALUE;
+}
+
+int cuGraphLaunch(void *graph, void *) {
+    for (const auto &work : *static_cast<Graph *>(graph)) {
+        work();
+    }
+    return SUCCESS;
+}
+
+int cuGraphDestroy(void *graph) {
+    delete static_cast<Graph *>(graph);
+    return SUCCESS;
+}
+
+int cuGraphExecDestroy(void *graph) { return cuGraphDestroy(graph); }
+
+int cuEventCreate(void **event, unsigned) {
+    *event = new int;
+    return SUCCESS;
+}
+
+int cuEventRecord(void *event, void *) {
+    *static_cast<int *>(event) = ++marks;
+    return SUCCESS;
+}
+
+int cuEventElapsedTime(float *elapsed_ms, void *begun, void *ended) {
+    *elapsed_ms = static_cast<float>(*static_cast<int *>(ended) - *static_cast<int *>(begun));
+    return SUCCESS;
+}
+
+int cuEventDestroy(void *event) {
+    delete static_cast<int *>(event);
     return SUCCESS;
 }
 

@@ -85,6 +85,7 @@ def check_all(cache, libraries=""):
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
     assert found["notes"] == []
+    assert found["flow"] == [False, True, True]
     order = ("philox_normal", "advance", "null_space", "unpack", "to_uint8")
     assert found["same"] == [[name, True] for name in order] * 2
     assert len(list(cache.iterdir())) == len(KERNELS)

@@ -5,10 +5,12 @@ the driver, so copies are counted, and what would be read too early or freed too
 """
 
 import dataclasses
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 import tiny_bundle
 from fake_cuda import Result, Status
@@ -18,7 +20,10 @@ from jscc.runtime.backends.tensorrt import TensorRtBackend, find_place
 from jscc.runtime.bundle import write_bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import ImageError, UnavailableError
+from jscc.runtime.manifest import FORMAT
+from jscc.runtime.manifest_loops import Loop, LoopStep, SamplerSpec, ScheduleSpec
 from jscc.runtime.noise import PhiloxNoise
+from jscc.runtime.ports import Port
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.tensorrt.spans import Span
 
@@ -116,6 +121,73 @@ def snr_decides(folder, level):
     )
 
 
+IMAGE = ("batch", 3, "height", "width")
+
+
+def guided_bundle(folder, dtype="float32"):
+    """A loop with a guide's stage, a knob and stages that ask for all that a step is about."""
+    _, (decode, *edges) = tiny_bundle._codec_graphs()
+    state, noise, clean, direction, grad = (
+        Port(name, dtype, IMAGE) for name in ("state", "noise", "clean", "direction", "grad")
+    )
+    told = ("timestep", "alpha_bar", "alpha_bar_next", "eta")
+    numbers = [Port(name, "float32", ("batch",)) for name in told]
+    inputs = [state, noise, edges[1][0], *numbers]
+    image = Port("image", "float32", IMAGE)
+    nodes = [
+        helper.make_node("Mul", ["timestep", "slope"], ["level"]),
+        helper.make_node("Sum", ["level", *told[1:]], ["weight"]),
+        helper.make_node("Unsqueeze", ["weight", "axes"], ["weights"]),
+        helper.make_node("Mul", ["reconstruction", "weights"], ["drawn"]),
+        helper.make_node("Cast", ["drawn"], ["clean"], to=tiny_bundle._TYPES[dtype]),
+        helper.make_node("Add", ["state", "noise"], ["direction"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1, 2, 3], np.int64), "axes"),
+        numpy_helper.from_array(np.float32(2**-12), "slope"),
+    ]
+    pull = helper.make_node("Sub", ["state", "clean"], ["grad"])
+    parts = {
+        "decode": (decode, *edges),
+        "denoise": (nodes, inputs, [clean, direction], constants),
+        "guided": ([*nodes, pull], inputs, [clean, grad, direction], constants),
+        "render": ([helper.make_node("Cast", ["state"], ["image"], to=1)], [state], [image], []),
+    }
+    graphs = {"decode": decode} | {
+        name: tiny_bundle.model(*part) for name, part in parts.items() if name != "decode"
+    }
+    stages = {
+        name: tiny_bundle.stage(name, None, parts[name][1], parts[name][2]) for name in graphs
+    }
+    sampler = SamplerSpec("ddnm", 4, "noise", None, 2.0, guide="inn", guide_every=2)
+    schedule = ScheduleSpec("linear", 1e-4, 0.02, 1000)
+    loop = Loop("state", None, None, schedule, sampler, {"eta": 0.85}, {"inn": "guided"})
+    program = ("decode", LoopStep("denoise"), "render")
+    manifest = tiny_bundle._manifest(
+        stages, program, "image", loops={"denoise": loop}, format=FORMAT
+    )
+    files = {f"graphs/{name}.onnx": made.SerializeToString() for name, made in graphs.items()}
+    return write_bundle(folder / "guided.jscc", manifest, {**files, "SOURCE.md": b"Tests.\n"})
+
+
+def test_a_guide_s_stage_and_stages_that_ask_for_noise(made, tmp_path, cuda):
+    bundle = guided_bundle(tmp_path)
+    csis = (Csi(3.0), Csi(12.0))
+    expected, images, records = both(made, bundle, symbols(2), csis, seed=9, frame=7)
+    assert np.array_equal(images, expected)
+    assert {"denoise", "guided"} < set(records[0].times_ms)
+    assert records[0].fallbacks == ()
+    kernels = [entry for entry, _, _ in cuda.driver.launches]
+    assert kernels.count("philox_normal") == 2 * 4  # each image's, at each step
+
+
+def test_a_state_in_half_precision_is_the_host_s(made, tmp_path):
+    bundle = guided_bundle(tmp_path, "float16")
+    expected, images, records = both(made, bundle, symbols(), (Csi(3.0),), seed=9)
+    assert np.array_equal(images, expected)
+    assert records[0].fallbacks == (HOST + "stage 'denoise' has 'state' in float16",)
+
+
 def test_symbols_go_up_one_picture_comes_down_and_nothing_between(made, shared_bundles, cuda):
     receiver = made(shared_bundles["diffusion"])
     received = symbols()
@@ -147,6 +219,20 @@ def test_memory_is_kept_from_one_reception_to_the_next(made, shared_bundles, cud
         held.append((len(cuda.driver.blocks), len(cuda.driver.streams)))
     assert held[0][1] == held[2][1] == 5  # one of the receptions, and one of each lane
     assert held[1] == held[2]
+
+
+def test_a_receiver_that_nobody_holds_leaves_nothing_behind(backend, shared_bundles, cuda):
+    """But what the device keeps for receptions to come, of any receiver."""
+    receiver = Receiver(shared_bundles["diffusion"], backend=backend)
+    for _ in range(2):
+        receiver.receive(symbols()[0], Csi(7.0), seed=0, side=CONTEXT)
+    assert len(cuda.driver.captured) == 4
+    del receiver
+    gc.collect()
+    driver = cuda.driver
+    assert (driver.captured, driver.events, len(driver.streams)) == ({}, {}, 1)
+    find_place(backend.folder).station.shrink()
+    assert (driver.blocks, driver.streams) == ({}, {})
 
 
 def test_receptions_at_once_share_the_engines(made, shared_bundles, library, cuda):
