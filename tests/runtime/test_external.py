@@ -195,7 +195,7 @@ def test_a_running_engine_has_let_go_of_the_file(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no names for open folders")
 def test_what_others_have_mapped_of_it_stays_theirs(opened, expected, monkeypatch):
-    """An exporter maps the whole file once for each of its tensors: copies would fill the memory."""
+    """An exporter maps all of it for each of its tensors: copies would fill the memory."""
     copied = []
     copy = external._copy_over
 
