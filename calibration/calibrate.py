@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from jscc.calibration import formats
 from jscc.calibration.collect import Collected, collect, send_all
 from jscc.calibration.graph import drop_unused, read_graph
@@ -437,7 +439,8 @@ class _Work:
 
         def step_of(name: str) -> float:
             if name not in known:
-                known[name] = ranges[name].scale(estimator_of(self._order)) * share
+                step = ranges[name].scale(estimator_of(self._order)) * share
+                known[name] = max(step, float(np.finfo(np.float32).tiny))
             return known[name]
 
         return step_of

@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -108,14 +108,18 @@ class LargeFile:
             self._identity = self._verified()
         return self._named() == self._identity
 
-    def settle(self) -> None:
-        """Hold the file to what was verified, and copy what is mapped of it, after an engine.
+    def settle(self, others: Collection[Region] = ()) -> None:
+        """Hold the file to what was verified, and copy what an engine left mapped of it.
+
+        Args:
+            others: Mapped before it loaded, by somebody who keeps them: an exporter has one of the
+                whole file for each of its tensors.
 
         Raises:
             FileChangedError: ``E_HASH``: it was touched in between, or cannot be let go of.
         """
         for region in self.mapped():
-            if region.inode == self._identity[1]:
+            if region.inode == self._identity[1] and region not in others:
                 try:
                     _copy_over(self._file.number, region)
                 except (OSError, MemoryError) as error:
@@ -202,7 +206,7 @@ class External(Mapping[str, memoryview]):
             before = {file: set(file.mapped()) for file in self._large.values()}
             yield here[0]
             for file, others in before.items():
-                file.settle()
+                file.settle(others)
                 # Some file systems have other numbers for a file here than elsewhere.
                 if set(file.mapped()) - others:
                     raise _changed(file.name, "a file that stays mapped")

@@ -22,7 +22,7 @@ COMMANDS = {
     "build": ("jscc.runtime.commands.build", "compile a bundle's graphs for a GPU (TensorRT)"),
     "choose": ("jscc.runtime.commands.choose", "find the fastest engine for a bundle here"),
     "doctor": ("jscc.runtime.commands.doctor", "show what this machine can run"),
-    "calibrate": ("jscc.calibration.cli", "lower the precision of a bundle (int8, fp16)"),
+    "calibrate": ("jscc.calibration.cli", "lower the precision of a bundle (int8, fp8, fp16)"),
     "tune": ("jscc.calibration.tune_cli", "fit a bundle's steps to the channel"),
     "bench": ("jscc.benchmarks.cli", "measure a bundle on this machine"),
     "export": ("jscc.export.cli", "turn a trained checkpoint into a bundle (needs torch)"),

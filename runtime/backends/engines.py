@@ -13,6 +13,7 @@ DEFAULT = "onnxruntime"
 _OPENVINO = {"openvino": "f32", "openvino-bf16": "bf16"}
 _TENSORRT = "tensorrt"
 ENGINES = (DEFAULT, *_OPENVINO, _TENSORRT)
+EXACT = tuple(name for name in ENGINES if _OPENVINO.get(name) != "bf16")  # round no more than asked
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # instructions, of which one is enough
 
 

@@ -1,21 +1,30 @@
-"""jscc choose: try every engine of this machine on a bundle, and remember the fastest."""
+"""jscc choose: try the engines of this machine on a bundle, and remember the fastest."""
 
 import argparse
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from jscc.runtime.backends.engines import DEFAULT, ENGINES, check_machine, make_backend
+from jscc.runtime.backends.engines import DEFAULT, ENGINES, EXACT, check_machine, make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, image_size, make_parser, positive
 from jscc.runtime.csi import Csi
-from jscc.runtime.engine_choice import Trial, best_of, circumstances, keep, usual_folder
+from jscc.runtime.engine_choice import (
+    CHOICE,
+    Trial,
+    best_of,
+    circumstances,
+    keep,
+    usual_folder,
+)
 from jscc.runtime.errors import JsccError, UnavailableError, UsageError
+from jscc.runtime.preprocess import geometry_of
+from jscc.runtime.private_folder import make_private
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 from jscc.runtime.selftest import empty_sides, psnr_db
@@ -24,7 +33,7 @@ from jscc.runtime.terminal import notice, say, say_json, table
 _SEED = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Asked:
     """What is received, and how often.
 
@@ -32,13 +41,30 @@ class Asked:
         size: (height, width) of the image.
         steps: None for the bundle's own.
         threads: Of the processor; None for all.
-        runs: Timed receptions; one more comes before them.
+        runs: Timed turns; one reception comes before them.
     """
 
     size: tuple[int, int]
     steps: int | None
     threads: int | None
     runs: int
+
+
+@dataclass
+class Contestant:
+    """An engine with the bundle loaded.
+
+    Attributes:
+        engine: Its name.
+        receiver: None where it does not receive.
+        reason: Why not; or what of the request it does not do.
+        seconds: Of each turn.
+    """
+
+    engine: str
+    receiver: Receiver | None = None
+    reason: str = ""
+    seconds: list[float] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,10 +78,10 @@ def main(arguments: Sequence[str]) -> int:
             "to. Export it again, or receive with --engine.",
         )
     asked = Asked(options.size, options.steps, options.threads, options.runs)
-    trials = []
-    for engine in options.engines or ENGINES:
-        notice(f"jscc choose: {engine} …")
-        trials.append(try_engine(bundle, engine, asked))
+    geometry_of(asked.size, bundle.manifest.image, bundle.manifest.image.max_pixels)
+    folder = usual_folder()
+    make_private(folder, CHOICE)  # before all the work
+    trials = try_all(bundle, options.engines or EXACT, asked)
     if all(trial.seconds is None for trial in trials):
         reasons = "; ".join(f"{trial.engine}: {trial.reason}" for trial in trials)
         raise UnavailableError(
@@ -63,46 +89,92 @@ def main(arguments: Sequence[str]) -> int:
             f"engines: got none that receives ({reasons}), expected one. Install another.",
         )
     best = best_of(trials)
-    path = keep(best, circumstances(bundle.sha256), usual_folder())
-    if options.json:
-        rows = [dataclasses.asdict(trial) for trial in trials]
-        say_json({"bundle": bundle.sha256, "engine": best, "file": str(path), "trials": rows})
-    else:
+    rows = [dataclasses.asdict(trial) for trial in trials]
+    if not options.json:
         say(_text(trials, best))
+    measured = {**dataclasses.asdict(asked), "trials": rows}
+    path = keep(best, circumstances(bundle.sha256), folder, measured)
+    if options.json:
+        say_json({"bundle": bundle.sha256, "engine": best, "file": str(path), "trials": rows})
     return 0
 
 
-def try_engine(
-    bundle: Bundle, engine: str, asked: Asked, clock: Callable[[], float] = time.perf_counter
-) -> Trial:
-    """Receive with one engine; whatever keeps it from that is its trial's reason."""
+def try_all(
+    bundle: Bundle,
+    engines: Sequence[str],
+    asked: Asked,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Trial]:
+    """Receive in turns with the default engine, two engines in memory at a time."""
+    usual = _load(bundle, DEFAULT, asked)
+    if usual.receiver is not None and set(engines) <= {DEFAULT}:
+        _take_turns(bundle, [usual], asked, clock)
+    trials = []
+    for engine in engines:
+        if engine == DEFAULT:
+            continue
+        other = _load(bundle, engine, asked)
+        begun = len(usual.seconds)
+        ready = [each for each in (usual, other) if each.receiver is not None]
+        if other.receiver is not None:
+            _take_turns(bundle, ready, asked, clock)
+        pairs = zip(other.seconds, usual.seconds[begun:], strict=False)
+        trials.append(_trial(bundle, other, tuple(own / base for own, base in pairs)))
+    if usual.receiver is not None and not usual.seconds:
+        _take_turns(bundle, [usual], asked, clock)
+    return [_trial(bundle, usual, ()), *trials]
+
+
+def _load(bundle: Bundle, engine: str, asked: Asked) -> Contestant:
+    """An engine that received once; whatever keeps it from that is its reason.
+
+    Raises:
+        UsageError: What is asked of the loops is wrong, with whatever engine.
+    """
+    notice(f"jscc choose: {engine} …")
     try:
         check_machine(engine)
         backend = make_backend(engine, threads=asked.threads)
         receiver = Receiver(bundle, backend=backend)
         record = _receive(bundle, receiver, asked)
-        if receiver.backend != backend.name:
-            return Trial(engine, None, reason=record.fallbacks[0])
-        seconds = []
-        for _ in range(asked.runs):
-            begun = clock()
-            _receive(bundle, receiver, asked)
-            seconds.append(clock() - begun)
-        test = bundle.manifest.selftest
-        assert test is not None
-        psnr = psnr_db(receiver.receive_known(bundle), bundle.tensor(test.image))
+    except UsageError:
+        raise
     except JsccError as error:
-        return Trial(engine, None, reason=error.message)
+        return Contestant(engine, reason=error.message)
+    if receiver.backend != backend.name or len(record.fallbacks) >= len(record.providers):
+        return Contestant(engine, reason=record.fallbacks[0])
+    return Contestant(engine, receiver, "; ".join(record.fallbacks))
+
+
+def _take_turns(
+    bundle: Bundle, contestants: Sequence[Contestant], asked: Asked, clock: Callable[[], float]
+) -> None:
+    for _ in range(asked.runs):
+        for each in contestants:
+            assert each.receiver is not None
+            begun = clock()
+            _receive(bundle, each.receiver, asked)
+            each.seconds.append(clock() - begun)
+
+
+def _trial(bundle: Bundle, contestant: Contestant, ratios: tuple[float, ...]) -> Trial:
+    test = bundle.manifest.selftest
+    assert test is not None
+    if contestant.receiver is None:
+        return Trial(contestant.engine, None, reason=contestant.reason)
+    known = contestant.receiver.receive_known(bundle)
+    psnr = psnr_db(known, bundle.tensor(test.image))
     shown = psnr if math.isfinite(psnr) else None
-    return Trial(engine, statistics.median(seconds), shown, "; ".join(record.fallbacks))
+    least = min(contestant.seconds)
+    return Trial(contestant.engine, least, ratios, shown, contestant.reason)
 
 
 def _receive(bundle: Bundle, receiver: Receiver, asked: Asked) -> Record:
     """Receive symbols that carry nothing."""
     manifest = bundle.manifest
-    multiple, stride = manifest.image.multiple, manifest.signal.stride
-    height, width = (-(-side // multiple) * multiple for side in asked.size)
-    shape = (2, manifest.signal.planes // 2, height // stride, width // stride)
+    padded = geometry_of(asked.size, manifest.image, manifest.image.max_pixels).padded
+    stride = manifest.signal.stride
+    shape = (2, manifest.signal.planes // 2, padded[0] // stride, padded[1] // stride)
     real, imaginary = np.random.default_rng(_SEED).normal(0.0, 0.5**0.5, shape)
     symbols = (real + 1j * imaginary).astype(np.complex64)
     _, record = receiver.receive(
@@ -111,20 +183,19 @@ def _receive(bundle: Bundle, receiver: Receiver, asked: Asked) -> Record:
         seed=_SEED,
         steps=asked.steps if manifest.loops or manifest.descents else None,
         size=asked.size,
-        side=empty_sides(manifest, (height, width)),
+        side=empty_sides(manifest, padded),
     )
     return record
 
 
 def _text(trials: Sequence[Trial], best: str) -> str:
-    usual = next((trial.seconds for trial in trials if trial.engine == DEFAULT), None)
-    rows = [("engine", "seconds", f"of {DEFAULT}", "self-test, dB", "")]
+    rows = [("engine", "seconds", f"of {DEFAULT}, each turn", "self-test, dB", "")]
     for trial in trials:
         cells = ("", "", "")
         if trial.seconds is not None:
-            share = "" if usual is None else f"{trial.seconds / usual:.2f}"
             psnr = "equal" if trial.psnr_db is None else f"{trial.psnr_db:.1f}"
-            cells = (f"{trial.seconds:.3f}", share, psnr)
+            ratios = " ".join(f"{ratio:.2f}" for ratio in trial.ratios)
+            cells = (f"{trial.seconds:.3f}", ratios, psnr)
         rows.append((trial.engine, *cells, trial.reason))
     return f"{table(rows, header=True)}\n\nFrom now on {best} receives this bundle here."
 
@@ -144,7 +215,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="default: the bundle's")
     parser.add_argument(
-        "--runs", type=positive, default=3, metavar="N", help="timed receptions (default 3)"
+        "--runs", type=positive, default=5, metavar="N", help="timed turns (default 5)"
     )
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="processor threads (default all available)"
@@ -154,7 +225,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         dest="engines",
         action="append",
         choices=ENGINES,
-        help="try this one only; repeat for several (default all)",
+        help="try this one; repeat for several (default: those that compute in float32, or as the "
+        "bundle says)",
     )
     add_json(parser)
     return parser.parse_args(arguments)

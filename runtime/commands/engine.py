@@ -146,10 +146,17 @@ def choose_engine(bundle: Bundle, names: Sequence[str] | None) -> str:
     if names:
         return DEFAULT
     try:
-        return find(circumstances(bundle.sha256), usual_folder()) or DEFAULT
+        here, folder = circumstances(bundle.sha256), usual_folder()
+        engine = find(here, folder)
     except JsccError as error:
-        notice(f"jscc: {DEFAULT} receives: {error}")
+        if error.code != "E_HOME":
+            notice(f"jscc: {DEFAULT} receives: {error}")
         return DEFAULT
+    if engine is None and here.others(folder):
+        notice(f"jscc: {DEFAULT} receives: what jscc choose found was elsewhere, or is outdated")
+    elif engine not in (None, DEFAULT):
+        notice(f"jscc: {engine} receives, as jscc choose found")
+    return engine or DEFAULT
 
 
 @contextmanager

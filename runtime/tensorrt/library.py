@@ -132,8 +132,11 @@ class Library:
         """Let a build profit from what earlier ones timed; None where there is nothing to time."""
         if self.name == RTX:
             return None
-        cache = config.create_timing_cache(data)
-        return cache if config.set_timing_cache(cache, ignore_mismatch=False) else None
+        for known in dict.fromkeys((data, b"")):  # what another driver measured is refused
+            cache = config.create_timing_cache(known)
+            if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+                return cache
+        return None
 
     def is_shape_input(self, engine: Any, name: str) -> bool:
         """Whether the engine reads the numbers in this tensor on the host, as sizes."""

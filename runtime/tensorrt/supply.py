@@ -123,7 +123,7 @@ class Supply:
         what = f"stage {self.stage!r}: building an engine for {', '.join(map(str, spans))}"
         announcer = Announcer(self._tell, what)
         timed = TimingsKey.of(self._key)
-        timings = self._timings or read_timings(self._cache.folder, timed)
+        timings = read_timings(self._cache.folder, timed) or self._timings
         with self._cache.building(file):
             built = build_engine(library, wanted, announcer.advance, timings)
         self._timings = built.timings

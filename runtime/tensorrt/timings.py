@@ -7,6 +7,7 @@ time. RTX's builds measure nothing, so there are no files of theirs.
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from jscc.runtime.trust import open_folder, open_regular, read_span, size_of
 
 SUFFIX: Final = ".timings"
 LARGEST: Final = 1 << 28  # bytes of a file
+_LINE = 1 << 12  # of its first line
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class TimingsKey:
 def read_timings(folder: Path, key: TimingsKey) -> bytes:
     """What was kept for `key`; empty where nothing was, or where it is not to be trusted."""
     path = folder / key.file_name
-    if not path.is_file():
+    if not os.path.isfile(path):
         return b""
     try:
         with open_folder(folder, asset=ENGINE) as opened:
@@ -75,10 +77,24 @@ def keep_timings(folder: Path, key: TimingsKey, timings: bytes) -> None:
     """Write them for the next process; what keeps it from that costs time only."""
     if not timings or len(timings) > LARGEST:
         return
-    with suppress(JsccError):
+    with suppress(JsccError, OSError):
         make_private(folder, ENGINE)
         content = b"".join((key.line, _digest(timings), b"\n", timings))
         write_file(folder / key.file_name, content, force=True)
+        for path in folder.glob(f"*{SUFFIX}"):
+            if path.name != key.file_name and _is_older(path, key):
+                path.unlink(missing_ok=True)
+
+
+def _is_older(path: Path, key: TimingsKey) -> bool:
+    """Whether these are of another version of the library, for the same device."""
+    try:
+        with open_regular(path, asset=ENGINE) as descriptor:
+            head = json.loads(os.read(descriptor, _LINE).partition(b"\n")[0])
+    except (OSError, ValueError, JsccError):
+        return False
+    made = head if isinstance(head, dict) else {}
+    return made.get("target") == key.target and made.get("library") != key.library
 
 
 def _digest(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import mmap
 import os
 import shutil
 import tracemalloc
@@ -193,9 +194,34 @@ def test_a_running_engine_has_let_go_of_the_file(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no names for open folders")
+def test_what_others_have_mapped_of_it_stays_theirs(opened, expected, monkeypatch):
+    """An exporter maps all of it for each of its tensors: copies would fill the memory."""
+    copied = []
+    copy = external._copy_over
+
+    def noted(descriptor, region):
+        copied.append(region)
+        copy(descriptor, region)
+
+    monkeypatch.setattr(external, "_copy_over", noted)
+    with open(opened.path / NAME, "rb") as file:
+        theirs = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for _ in range(3)]
+    there = _regions(NAME)
+    assert there
+    assert np.array_equal(received(opened), expected)
+    assert not set(copied) & there
+    assert _regions(NAME) == there
+    for each in theirs:
+        each.close()
+
+
+def _regions(name):
+    return set(external._mapped(name.rpartition("/")[2]))
+
+
 def test_without_that_the_engine_would_hold_it(tmp_path, monkeypatch):
     """What the test above is for: the library itself leaves this file mapped."""
-    monkeypatch.setattr(LargeFile, "settle", lambda self: None)
+    monkeypatch.setattr(LargeFile, "settle", lambda self, others=(): None)
     monkeypatch.setattr(LargeFile, "mapped", lambda self: ())
     graph, files, data, _ = lasting(tmp_path)
     session = session_builder("add", graph, files, provider="cpu", threads=1)()
