@@ -293,7 +293,7 @@ class Receiver:
             supply=self._caption,
         )
         trace = Trace()
-        shown, said = self._carry(job, run, given, trace)
+        shown, said = self._carry(job, run, given, trace, again=bool(notes))
         for index, (_, flags) in enumerate(shown):
             check_drawn(flags, job.frame + index)
         images = np.stack([restore(pixels, job.geometry) for pixels, _ in shown])
@@ -303,11 +303,12 @@ class Receiver:
         return images, tuple(records)
 
     def _carry(
-        self, job: Job, run: Run, given: dict[str, Array], trace: Trace
+        self, job: Job, run: Run, given: dict[str, Array], trace: Trace, *, again: bool
     ) -> tuple[list[tuple[Pixels, Flags]], tuple[str, ...]]:
         """Run the program, where it runs; padded pixels with their flags, and what is to be said.
 
-        See `jscc.kernels.to_uint8.reference.flags_of`.
+        What fails on the device goes by way of the host, `again` also what finds too little memory.
+        For the flags see `jscc.kernels.to_uint8.reference.flags_of`.
         """
         manifest, program = self._manifest, self._program
         wanted = manifest.codec_output if job.alone else None
@@ -322,8 +323,8 @@ class Receiver:
                 try:
                     received = reception.receive(symbols, given, rounding, there)
                 except UnavailableError as error:
-                    if error.code == "E_MEMORY" and len(job.admitted) > 1:
-                        raise  # they may fit one by one
+                    if error.code == "E_MEMORY" and not again:
+                        raise  # once more, with less at once
                     reason = str(error)
                 else:
                     trace.join(there)

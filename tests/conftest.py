@@ -5,6 +5,7 @@ import logging
 import pytest
 
 import tiny_bundle
+from host_kernels import LaterHost
 
 # torch logs every step of a trace here at DEBUG, and pytest's capture would make it write them.
 logging.getLogger("torch.__trace").disabled = True
@@ -38,3 +39,9 @@ def shared_bundles(tmp_path_factory):
         "codec": tiny_bundle.write_codec(folder / "codec.jscc"),
         "diffusion": tiny_bundle.write_diffusion(folder / "diffusion.jscc"),
     }
+
+
+@pytest.fixture(scope="session")
+def later_host(tmp_path_factory):
+    """Kernels for a fake device that few tests launch something on."""
+    return LaterHost(tmp_path_factory)

@@ -126,3 +126,14 @@ def make_host(tmp_path_factory, kind=HostKernels):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not on this machine")
     return kind(tmp_path_factory.mktemp("kernels"))
+
+
+class LaterHost:
+    """The same, compiled when something is launched; a skip then where nothing compiles."""
+
+    def __init__(self, tmp_path_factory):
+        self.factory, self.host = tmp_path_factory, None
+
+    def start_with(self, *given):
+        self.host = self.host or make_host(self.factory)
+        self.host.start_with(*given)

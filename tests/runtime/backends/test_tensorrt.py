@@ -554,15 +554,13 @@ def test_any_other_failure_is_e_run(backend, library, cuda):
     assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
 
 
-def test_a_device_that_fails_once_is_e_run(backend, cuda, monkeypatch):
+def test_a_device_that_fails_once_is_e_run(backend, cuda):
     session = load(backend)
     session.run(ONES)
     message = "on NVIDIA Fake: got cuMemcpyHtoDAsync CUDA_ERROR_ILLEGAL_ADDRESS for x "
-    with monkeypatch.context() as patch:
-        refused = (Status.CUDA_ERROR_ILLEGAL_ADDRESS,)
-        patch.setattr(cuda.driver, "cuMemcpyHtoDAsync", lambda *given: refused)
-        with pytest.raises(UnavailableError, match=message) as caught:
-            session.run(ONES)
+    cuda.driver.failures["cuMemcpyHtoDAsync"] = Status.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(UnavailableError, match=message) as caught:
+        session.run(ONES)
     assert caught.value.code == "E_RUN"
     assert np.array_equal(session.run(ONES)["y"], 2 * ONES["x"])
     assert (session.provider, session.fallbacks) == ("cuda", ())
@@ -584,7 +582,8 @@ def test_a_device_that_is_lost_leaves_everything_to_the_cpu(backend, library, cu
         (note,) = session.fallbacks
     assert note == (
         "stage 'tiny' runs on the CPU: device 'NVIDIA Fake': got CUDA_ERROR_ILLEGAL_ADDRESS, "
-        "expected it to go on. Start the program again, and receive on the CPU if it stays. [E_CUDA]"
+        "expected it to go on. Start the program again, and receive on the CPU if it stays. "
+        "[E_CUDA]"
     )
     assert files(backend) == [name]
     built = len(library.told)
