@@ -355,7 +355,7 @@ NETWORKS: Final[dict[str, Network]] = {
         config={
             "rank": 16,
             "steps": [1, 2, 4],
-            "weights": {"target": 1.0, "picture": 1.0, "lpips": 0.5},
+            "weights": {"target": 0.0, "picture": 1.0, "lpips": 0.5},
         },
         stage=_few_step,
         lr=3e-4,
