@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jscc.runtime.backends.engines import DEFAULT, ENGINES, check_machine, make_backend
+from jscc.runtime.backends.engines import check_machine, make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, image_size, make_parser, positive
 from jscc.runtime.csi import Csi
 from jscc.runtime.engine_choice import Trial, best_of, circumstances, keep, usual_folder
+from jscc.runtime.engine_names import DEFAULT, ENGINES
 from jscc.runtime.errors import JsccError, UnavailableError, UsageError
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
