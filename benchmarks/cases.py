@@ -12,6 +12,7 @@ import numpy as np
 
 from jscc.benchmarks.probe import make_sides, make_symbols
 from jscc.benchmarks.report import board
+from jscc.runtime import engine_names
 from jscc.runtime.backends import engines
 from jscc.runtime.backends.base import Backend
 from jscc.runtime.bundle import Bundle
@@ -36,7 +37,7 @@ class Case:
         steps: None for the bundle's.
         threads: None for all that are available.
         providers: Where to run.
-        engine: One of `jscc.runtime.backends.engines.ENGINES`.
+        engine: One of `jscc.runtime.engine_names.ENGINES`.
     """
 
     size: tuple[int, int]
@@ -47,7 +48,7 @@ class Case:
     steps: int | None
     threads: int | None
     providers: tuple[str, ...]
-    engine: str = engines.DEFAULT
+    engine: str = engine_names.DEFAULT
 
     @property
     def megapixels(self) -> float:

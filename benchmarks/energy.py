@@ -13,6 +13,7 @@ All of them count the whole part, whoever uses it: idle power and other programs
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -114,21 +115,37 @@ class InaCounter:
         return self._integral.add(watts)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a counter said, and when."""
+
+    at: float
+    joules: Mapping[str, float]
+
+
 class Meter:
     """Counts what is used while its block runs.
+
+    A reading may be a process of its own that takes longer than the block, and one may be under
+    way when the block ends. So what is used at either end is interpolated between the readings
+    around it.
 
     Args:
         counters: To read; none are there on many machines.
         reason: Why there are none, or what they leave out.
+        clock: In seconds; that of the counters.
     """
 
-    def __init__(self, counters: Sequence[Counter], reason: str) -> None:
+    def __init__(
+        self, counters: Sequence[Counter], reason: str, clock: Clock = time.monotonic
+    ) -> None:
         self._counters = counters
         self._reason = reason
+        self._clock = clock
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._errors: list[OSError] = []
-        self._before: list[Mapping[str, float]] = []
+        self._readings: list[list[Reading]] = [[] for _ in counters]
         self._parts: dict[str, float] = {}
         self._began = self._ended = 0.0
 
@@ -139,12 +156,14 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         self._stop.clear()
+        self._readings = [[] for _ in self._counters]
+        pairs = list(zip(self._counters, self._readings, strict=True))
         self._threads = [
-            threading.Thread(target=self._watch, args=(counter,), daemon=True)
-            for counter in self._counters
+            threading.Thread(target=self._watch, args=pair, daemon=True) for pair in pairs
         ]
-        self._before = [self._read(counter) for counter in self._counters]
-        self._began = time.monotonic()
+        for counter, readings in reversed(pairs):
+            self._read(counter, readings)
+        self._began = self._clock()
         for thread in self._threads:
             thread.start()
         return self
@@ -155,12 +174,16 @@ class Meter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended = self._clock()
         self._stop.set()
         for thread in self._threads:
             thread.join()
-        self._ended = time.monotonic()
-        for counter, before in zip(self._counters, self._before, strict=True):
-            for name, joules in self._read(counter).items():
+        for counter, readings in zip(self._counters, self._readings, strict=True):
+            if readings[-1].at <= self._ended:
+                self._read(counter, readings)
+            before = _between(readings[0], readings[1], self._began)
+            after = _between(readings[-2], readings[-1], self._ended)
+            for name, joules in after.items():
                 self._parts[name] = joules - before.get(name, 0.0)
 
     def per_image(self, images: float) -> dict[str, object]:
@@ -182,16 +205,29 @@ class Meter:
             "reason": self._reason,
         }
 
-    def _watch(self, counter: Counter) -> None:
+    def _watch(self, counter: Counter, readings: list[Reading]) -> None:
         while not self._stop.wait(counter.interval_s):
-            self._read(counter)
+            self._read(counter, readings)
 
-    def _read(self, counter: Counter) -> Mapping[str, float]:
+    def _read(self, counter: Counter, readings: list[Reading]) -> None:
+        """Read once more; only the first two and the last two are kept."""
         try:
-            return counter.read()
+            joules = counter.read()
         except OSError as error:
             self._errors.append(error)
-            return {}
+            joules = {}
+        readings.append(Reading(self._clock(), joules))
+        del readings[2:-2]
+
+
+def _between(first: Reading, second: Reading, at: float) -> Mapping[str, float]:
+    """What a counter would have said at a time between two readings."""
+    span = second.at - first.at
+    share = (at - first.at) / span if span else 1.0
+    return {
+        name: joules - (1 - share) * (joules - first.joules.get(name, 0.0))
+        for name, joules in second.joules.items()
+    }
 
 
 def make_meter(*, gpu: bool, root: Path = SYS) -> Meter:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from jscc.calibration.air import Received, frame_of, meet_channel
 from jscc.calibration.metrics import Image
-from jscc.runtime.backends.engines import DEFAULT, make_backend
+from jscc.runtime.backends.engines import make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.channel import pass_through
 from jscc.runtime.choices import Choices
 from jscc.runtime.commands.host_sides import read_sides
 from jscc.runtime.commands.simulate import codec_alone
+from jscc.runtime.engine_names import DEFAULT
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 from jscc.runtime.transmitter import Transmitter

@@ -15,8 +15,8 @@ from jscc.benchmarks.workers import Work
 from jscc.calibration.air import Received
 from jscc.calibration.images import read_image
 from jscc.calibration.metrics import Image
-from jscc.runtime.backends.engines import DEFAULT
 from jscc.runtime.choices import Choices
+from jscc.runtime.engine_names import DEFAULT
 from jscc.runtime.record import Record
 
 FEATURES = "features"  # of a row while the measurement runs; the result has the distances instead

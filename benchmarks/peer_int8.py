@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jscc.calibration.ranges import Ranges
     from jscc.runtime.ports import Array, Port
 
+INT8 = "int8"  # precision of a bundle
 SAMPLES = 4  # inputs that ranges are measured on
 _COUNTS = "counts.json"  # written last
 ESTIMATOR = "mse"  # of ranges, as jscc calibrate has it by default
@@ -76,12 +77,20 @@ def adopt(folder: Path, source: Path) -> dict[str, object]:
         What the bundle says of itself.
 
     Raises:
-        DataError: ``E_CASE``, it has no such stage, or one with other inputs or widths.
+        DataError: ``E_CASE``, it is not in eight bits, or has no such stage, or one with other
+            inputs or widths.
         BundleError: It is no bundle.
     """
     _, entry, _ = read_case(folder)
     bundle = Bundle.open(source)
-    stage = bundle.manifest.stages.get(STAGE)
+    manifest = bundle.manifest
+    if manifest.precision != INT8:
+        raise DataError(
+            "E_CASE",
+            f"--int8: got a bundle in {manifest.precision}, expected {INT8}. "
+            f"Calibrate it: jscc calibrate --precision {INT8}.",
+        )
+    stage = manifest.stages.get(STAGE)
     got, expected = _widths(() if stage is None else stage.inputs), _widths(entry.inputs)
     if got != expected:
         raise DataError(
@@ -93,7 +102,6 @@ def adopt(folder: Path, source: Path) -> dict[str, object]:
     (target / f"{STAGE}.onnx").write_bytes(bundle.graph(STAGE))
     for name, part in bundle.external(STAGE).items():
         (target / name).write_bytes(part)
-    manifest = bundle.manifest
     return {"bundle": source.name, "precision": manifest.precision}
 
 

@@ -37,9 +37,9 @@ from jscc.benchmarks.sweep import (
 from jscc.benchmarks.titles import TITLES, cell, metrics_of
 from jscc.benchmarks.workers import run_jobs
 from jscc.calibration.images import describe_images, find_images
-from jscc.runtime.backends.engines import DEFAULT
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_engine_choice, positive
+from jscc.runtime.engine_names import DEFAULT
 from jscc.runtime.output_files import check_destination, write_file
 from jscc.runtime.terminal import say
 

@@ -25,6 +25,7 @@ from jscc.calibration.collect import Grid, send_all
 from jscc.calibration.images import describe_images, find_images, read_image
 from jscc.calibration.lpips import LPIPS_MIN_SIDE, Lpips, load_lpips
 from jscc.calibration.metrics import MS_SSIM_MIN_SIDE, ms_ssim, psnr_db
+from jscc.runtime import engine_names
 from jscc.runtime.backends import engines
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
@@ -59,7 +60,7 @@ class Contestant:
 
     Attributes:
         path: The bundle.
-        engine: One of `jscc.runtime.backends.engines.ENGINES`, or ``torch``.
+        engine: One of `jscc.runtime.engine_names.ENGINES`, or ``torch``.
         steps: Of loops; None for the bundle's.
         sampler: None for the bundle's.
         turns: Most turns that it takes; None for all.
@@ -67,7 +68,7 @@ class Contestant:
     """
 
     path: Path
-    engine: str = engines.DEFAULT
+    engine: str = engine_names.DEFAULT
     steps: int | None = None
     sampler: str | None = None
     turns: int | None = None
@@ -77,7 +78,7 @@ class Contestant:
         if self.label:
             return self.label
         parts = [self.path.stem]
-        parts += [] if self.engine == engines.DEFAULT else [self.engine]
+        parts += [] if self.engine == engine_names.DEFAULT else [self.engine]
         parts += [] if self.sampler is None else [self.sampler]
         parts += [] if self.steps is None else [f"{self.steps} steps"]
         return ", ".join(parts)
@@ -133,8 +134,8 @@ def parse_contestant(text: str) -> Contestant:
                 f"got {setting!r}, expected one of {', '.join(_KEYS)} with =, each once"
             )
         given[key] = positive(value) if key in ("steps", "turns") else value
-    if given.get("engine", engines.DEFAULT) not in (*engines.ENGINES, TORCH):
-        known = ", ".join((*engines.ENGINES, TORCH))
+    if given.get("engine", engine_names.DEFAULT) not in (*engine_names.ENGINES, TORCH):
+        known = ", ".join((*engine_names.ENGINES, TORCH))
         raise argparse.ArgumentTypeError(f"got engine {given['engine']!r}, expected {known}")
     return Contestant(Path(path), **given)
 

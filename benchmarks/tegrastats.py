@@ -92,6 +92,11 @@ def parse_line(line: str) -> Sample | None:
     )
 
 
+def is_printed(line: str) -> bool:
+    """Whether a line is one of tegrastats', be it cut off."""
+    return bool(_STAMP.match(line) or _RAM.search(line))
+
+
 def whole(rails: Collection[str]) -> tuple[str, ...]:
     """Those of `rails` that together are the whole module, each part of it once."""
     carriers = tuple(name for name in rails if name in _WHOLE)

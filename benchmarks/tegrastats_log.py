@@ -2,14 +2,15 @@
 
 Each line stands for one interval, so the energy of a rail is its mean power times the number of
 lines times the interval. Of the rails, those that together are the whole module are summed up.
-Lines that are none of the program's, or that name other rails than most, are left out and told.
+Lines that are none of the program's, or that name other rails than most, are left out and told;
+those of them that the program printed meanwhile count in the time, not in the power.
 """
 
 import argparse
 import os
 import statistics
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -19,7 +20,7 @@ from typing import Any
 from jscc.benchmarks.cases import Json
 from jscc.benchmarks.report import write_result
 from jscc.benchmarks.scenarios import above_zero
-from jscc.benchmarks.tegrastats import INTERVAL_MS, Sample, parse_line, whole
+from jscc.benchmarks.tegrastats import INTERVAL_MS, Sample, is_printed, parse_line, whole
 from jscc.runtime.errors import DataError
 from jscc.runtime.output_files import check_destination
 from jscc.runtime.terminal import notice, pairs, say, table
@@ -31,7 +32,9 @@ LOG = Asset(DataError, "E_TEGRASTATS", _RECORD)
 _LONGEST = 1 << 14  # characters of a line
 _MOST_SETS = 16  # of rails; there is one in a good log
 _NAMED = 5  # line numbers that are told
-_JITTER_S = 2  # dates have whole seconds
+_DATE_S = 1  # dates have whole seconds, so that this is how far off the time between two can be
+_JITTER_S = 2 * _DATE_S
+_FARTHEST = 0.05  # share of that time up to which it is taken
 _EPOCH = datetime(1970, 1, 1)
 
 
@@ -87,6 +90,41 @@ class Tally:
                 spreads.setdefault(part, Spread()).add(value)
 
 
+@dataclass
+class Gaps:
+    """Lines that are left out.
+
+    Attributes:
+        printed: Numbers of those that tegrastats printed.
+        strange: Of the others.
+    """
+
+    printed: "array[int]" = field(default_factory=lambda: array("q"))
+    strange: "array[int]" = field(default_factory=lambda: array("q"))
+
+
+@dataclass(frozen=True)
+class Time:
+    """How long a log is.
+
+    Attributes:
+        interval_s: Between two lines.
+        source: Where that is from.
+        intervals: How many.
+        uncertainty: Share of the time that it may be off by; None where nothing tells.
+    """
+
+    interval_s: float
+    source: str
+    intervals: int
+    uncertainty: float | None
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return self.interval_s * self.intervals
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``jscc bench tegrastats``."""
     parser.add_argument("log", type=Path, metavar="LOG", help="of tegrastats --logfile LOG")
@@ -122,34 +160,20 @@ def summarise(path: Path, interval_ms: float | None = None) -> dict[str, Json]:
 
     Raises:
         DataError: ``E_TEGRASTATS_LINES``, no line is tegrastats'; ``E_TEGRASTATS_INTERVAL``,
-            their dates jump or do not tell the interval; others as in `open_regular`.
+            their dates jump or are too near to tell the interval; others as in `open_regular`.
     """
-    tallies: dict[tuple[str, ...], Tally] = {}
-    skipped = array("q")
-    for number, line in _lines(path):
-        sample = parse_line(line)
-        rails = tuple(sample.watts) if sample else ()
-        if sample is None or (rails not in tallies and len(tallies) == _MOST_SETS):
-            skipped.append(number)
-        else:
-            tallies.setdefault(rails, Tally()).add(number, sample)
-    if not tallies:
-        raise LOG.refuse(
-            "LINES", path.name, f"{len(skipped)} lines without 'RAM 0/0MB'", "lines of tegrastats"
-        )
-    best = max(tallies.values(), key=lambda tally: len(tally.numbers))
-    others = [tally for tally in tallies.values() if tally is not best]
-    left_out = sorted([*skipped, *(number for tally in others for number in tally.numbers)])
-    interval_s, source = _interval(path.name, best, interval_ms)
-    seconds = interval_s * len(best.numbers)
+    best, left_out = _read(path)
+    time = _time(path.name, best, left_out, interval_ms)
+    numbers = sorted([*left_out.printed, *left_out.strange])
     return {
         "log": path.name,
         "lines": len(best.numbers),
-        "skipped": {"count": len(left_out), "first": left_out[:_NAMED]},
-        "interval_s": interval_s,
-        "interval_from": source,
-        "seconds": seconds,
-        **_figures(best, seconds),
+        "skipped": {"count": len(numbers), "first": numbers[:_NAMED]},
+        "interval_s": time.interval_s,
+        "interval_from": time.source,
+        "seconds": time.seconds,
+        "uncertainty": time.uncertainty,
+        **_figures(best, time.seconds),
     }
 
 
@@ -158,8 +182,9 @@ def report(document: Mapping[str, Any]) -> str:
     skipped = document["skipped"]
     numbers = ", ".join(map(str, skipped["first"])) + "…" * (skipped["count"] > _NAMED)
     total = document["lines"] + skipped["count"]
+    off = f" ± {document['uncertainty']:.1%}" if document["uncertainty"] else ""
     lines = {
-        "log": f"{document['log']}, {document['lines']} samples, {document['seconds']:.1f} s",
+        "log": f"{document['log']}, {document['lines']} samples, {document['seconds']:.1f} s{off}",
         "interval": f"{document['interval_s']:.3f} s, {document['interval_from']}",
         "left out": f"{skipped['count']} of {total} lines: {numbers}" if numbers else "no line",
         "memory": f"{document['ram_mib']['most']:g} of {document['ram_mib']['total']} MiB at most",
@@ -171,10 +196,37 @@ def report(document: Mapping[str, Any]) -> str:
         sections.append("energy: no line names a rail; run tegrastats on the board itself, as root")
     else:
         sections.append(
-            f"energy: {module['joules']:.4g} J, {module['watts']:.3g} W "
+            f"energy: {module['joules']:.4g} J{off}, {module['watts']:.3g} W "
             f"({' + '.join(module['rails'])}, whoever used it)"
         )
     return "\n\n".join(sections)
+
+
+def _read(path: Path) -> tuple[Tally, Gaps]:
+    """The lines that name the rails that most name, and those that are left out.
+
+    Raises:
+        DataError: ``E_TEGRASTATS_LINES``; others as in `open_regular`.
+    """
+    tallies: dict[tuple[str, ...], Tally] = {}
+    left_out = Gaps()
+    for number, line in _lines(path):
+        sample = parse_line(line)
+        rails = tuple(sample.watts) if sample else ()
+        if sample is None or (rails not in tallies and len(tallies) == _MOST_SETS):
+            (left_out.printed if is_printed(line) else left_out.strange).append(number)
+        else:
+            tallies.setdefault(rails, Tally()).add(number, sample)
+    if not tallies:
+        count = len(left_out.printed) + len(left_out.strange)
+        raise LOG.refuse(
+            "LINES", path.name, f"{count} lines without 'RAM 0/0MB'", "lines of tegrastats"
+        )
+    best = max(tallies.values(), key=lambda tally: len(tally.numbers))
+    for tally in tallies.values():
+        if tally is not best:
+            left_out.printed.extend(tally.numbers)
+    return best, left_out
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -191,21 +243,40 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 line = file.readline(_LONGEST)
 
 
-def _interval(where: str, tally: Tally, given_ms: float | None) -> tuple[float, str]:
-    """Seconds between two lines, and where that is from."""
-    if given_ms is not None:
-        return given_ms / 1e3, "as given"
+def _time(where: str, tally: Tally, left_out: Gaps, given_ms: float | None) -> Time:
+    """How long the lines of `tally` took, with those that are left out among them."""
+    printed = len(tally.numbers) + _among(left_out.printed, tally)
     stamps, count = tally.stamps, len(tally.numbers)
-    if len(stamps) < count or count == 1:
-        return INTERVAL_MS / 1e3, "tegrastats' own; --interval says another"
-    steps = [after - before for before, after in pairwise(stamps)]
+    dated = len(stamps) == count > 1
+    if given_ms is None and not dated:
+        source = "tegrastats' own; --interval says another"
+        return Time(INTERVAL_MS / 1e3, source, printed, None)
+    span = stamps[-1] - stamps[0] if dated else 0
+    if given_ms is None:
+        _check_dates(where, tally, span)
+        return Time(span / (printed - 1), "by the lines' dates", printed, _DATE_S / span)
+    interval_s = given_ms / 1e3
+    # A damaged line stood for an interval where the dates leave room for one.
+    most = printed + _among(left_out.strange, tally)
+    intervals = min(max(printed, round(span / interval_s) + 1), most)
+    return Time(interval_s, "as given", intervals, 0.0)
+
+
+def _among(numbers: Iterable[int], tally: Tally) -> int:
+    """How many lie between the first and the last line of `tally`."""
+    return sum(tally.numbers[0] < number < tally.numbers[-1] for number in numbers)
+
+
+def _check_dates(where: str, tally: Tally, span: int) -> None:
+    """Hold dates to a time without jumps that is long enough for whole seconds."""
+    steps = [after - before for before, after in pairwise(tally.stamps)]
     usual = statistics.median(steps)
     for number, step in zip(tally.numbers[1:], steps, strict=True):
         if not 0 <= step <= _JITTER_S + 3 * usual:
             raise _unknown(where, f"{step} s before line {number}", f"about {usual:g} s")
-    if not any(steps):
-        raise _unknown(where, f"{count} lines of the same second", "longer ones, or their interval")
-    return (stamps[-1] - stamps[0]) / (count - 1), "by the lines' dates"
+    if span * _FARTHEST < _DATE_S:
+        lines = f"{len(tally.numbers)} lines in {span} s, give or take {_DATE_S} s"
+        raise _unknown(where, lines, f"{_DATE_S / _FARTHEST:g} s or more, or their interval")
 
 
 def _unknown(where: str, got: str, expected: str) -> DataError:

@@ -19,7 +19,7 @@ from jscc.export.checkpoint import (
 )
 from jscc.export.hub import locate
 from jscc.export.load import rename
-from jscc.export.lora import read_lora
+from jscc.export.lora import parse_lora, read_lora
 from jscc.export.models.tiny_autoencoder import tiny_names, tiny_shape
 from jscc.export.recognise import Recognised, family_names, find_family, must_match, recognise
 from jscc.export.roles import (
@@ -81,9 +81,15 @@ class Request:
 
 @dataclass(frozen=True)
 class _Opened:
-    """The files of one network, unread, and the configuration beside them."""
+    """The files of one network, unread, and the configuration beside them.
+
+    Attributes:
+        name: What was named first.
+        own: ``reference:NAME`` if nothing else was named, else empty.
+    """
 
     name: str
+    own: str
     files: tuple[Checkpoint, ...]
     tensors: Mapping[str, torch.Tensor]
     beside: Path | None
@@ -199,7 +205,10 @@ def _loras(system: System, request: Request, config: Config, checkpoint: str) ->
             "latent space, expected none. Leave it out, or use --model diffjscc.",
         )
     for text in request.loras:
-        if text.startswith(REFERENCE) and not own_lora(text, checkpoint):
+        if not text.startswith(REFERENCE):
+            continue
+        parse_lora(text)  # refuses one that is not there
+        if not own_lora(text, checkpoint):
             raise UsageError(
                 "E_LORA",
                 f"--lora {text}: got it with another checkpoint, expected the reference weights "
@@ -279,7 +288,8 @@ def _open(names: tuple[str, ...], request: Request) -> _Opened:
     paths = [_path(name, request) for name in names]
     files = tuple(read_checkpoint(path) for path in paths)
     licence = REFERENCE_LICENCE if own else request.licence
-    return _Opened(names[0], files, _merge(files), _config_beside(paths), licence)
+    alone = names[0] if own and len(set(names)) == 1 else ""
+    return _Opened(names[0], alone, files, _merge(files), _config_beside(paths), licence)
 
 
 def _path(name: str, request: Request) -> Path:
@@ -329,9 +339,8 @@ def _network(
     elif not role:
         _refuse_strangers(opened.name, tensors, system.prefixes, system.ignored)
     receiver = settings.get("receiver", {})  # defaults that a configuration carries for its weights
-    own_name = opened.name if opened.name.startswith(REFERENCE) else ""
     return _Network(
-        NetworkFiles(opened.files, opened.licence, own_name),
+        NetworkFiles(opened.files, opened.licence, opened.own),
         tensors,
         own,
         (beside or opened.files[0].path).parent,

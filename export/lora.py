@@ -24,7 +24,7 @@ from jscc.export.lora_keys import PEFT, Keys, shown, sort_keys
 from jscc.export.lora_settings import Settings, read_settings
 from jscc.export.models.unet import Unet
 from jscc.export.models.unet_names import diffusers_names
-from jscc.export.roles import REFERENCE, REFERENCE_LICENCE, WEIGHTS, reference_folder
+from jscc.export.roles import REFERENCE, REFERENCE_LICENCE, WEIGHTS, lora_folder
 from jscc.export.tensor_file import form
 from jscc.runtime.errors import CheckpointError, UsageError
 from jscc.runtime.manifest import NetworkSource
@@ -128,13 +128,13 @@ def parse_lora(text: str) -> tuple[Path, float]:
     ``reference:NAME[:WEIGHT]`` means this project's own weights of that name.
 
     Raises:
-        UsageError: ``E_LORA``, the weight is no finite number, or 0; ``E_REFERENCE``, there are no
-            own weights of that name.
+        UsageError: ``E_LORA``, the weight is no finite number, or 0; ``E_REFERENCE``, there is no
+            own LoRA of that name.
     """
     if text.startswith(REFERENCE):
         own, colon, number = text.removeprefix(REFERENCE).partition(":")
         weight = _weight(text, number) if colon else 1.0
-        return reference_folder(own, "--lora") / WEIGHTS, weight
+        return lora_folder(own) / WEIGHTS, weight
     name, colon, number = text.rpartition(":")
     if not (colon and name) or os.path.exists(text):
         return Path(text), 1.0

@@ -20,6 +20,7 @@ ARCHITECTURE = "architecture:"
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
 _ROLE = re.compile(r"([a-z][a-z_]*)=(.+)", re.DOTALL)
+_RANK = re.compile(r"^rank:", re.MULTILINE)
 
 
 def split_role(text: str, roles: Mapping[str, str], option: str) -> tuple[str | None, str]:
@@ -68,6 +69,28 @@ def reference_folder(name: str, option: str = "--checkpoint") -> Path:
             f"{option} {REFERENCE}NAME: got {name!r}, expected one of "
             f"{', '.join(at_hand) or 'none: no reference weights lie here'}. Pick one, or give a "
             "checkpoint of your own.",
+        )
+    return REFERENCES / name
+
+
+def lora_folder(name: str) -> Path:
+    """The folder of this project's own LoRA called `name`; the configuration of one has a rank.
+
+    Raises:
+        UsageError: ``E_REFERENCE``, there is none of that name.
+    """
+    configs = {path.parent.name: path for path in REFERENCES.glob("*/config.yaml")}
+    loras = sorted(
+        each
+        for each, path in configs.items()
+        if _RANK.search(path.read_text(encoding="utf-8", errors="replace"))
+    )
+    if name not in loras:
+        raise UsageError(
+            "E_REFERENCE",
+            f"--lora {REFERENCE}NAME: got {name!r}{', which is no LoRA' * (name in configs)}, "
+            f"expected one of {', '.join(loras) or 'none: no LoRA of that kind lies here'}. "
+            "Pick one, or give a file of your own.",
         )
     return REFERENCES / name
 

@@ -11,15 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from jscc.runtime.backends.engines import DEFAULT, ENGINES
 from jscc.runtime.declared import Json
+from jscc.runtime.engine_names import DEFAULT, ENGINES
 from jscc.runtime.errors import DataError, UnavailableError
 from jscc.runtime.machine import describe_machine, software, version_of
 from jscc.runtime.output_files import write_file
 from jscc.runtime.private_folder import check_owner, check_private, make_private
 from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of, strict_json
 
-AUTO: Final = "auto"
 FORMAT: Final = 1
 WORTH: Final = 0.95  # of the default engine's time: less gain is no reason to leave it
 CHOICE: Final = Asset(DataError, "E_CHOICE", "Delete it, and run jscc choose again")
@@ -67,7 +66,7 @@ class Trial:
     """How one engine received, in turns with the default one.
 
     Attributes:
-        engine: Its name, see `jscc.runtime.backends.engines.ENGINES`.
+        engine: Its name, see `jscc.runtime.engine_names.ENGINES`.
         seconds: Least time of one image; None where it does not receive this bundle.
         ratios: Of its time to the default engine's, turn by turn; none where that does not receive.
         psnr_db: Of the self-test's image, to the one that the bundle knows; None where they are

@@ -28,6 +28,13 @@ _GPU = re.compile(r".*\.(gpu|gm20b|gp10b|gv11b|ga10b)|gpu-gpc-\d+")
 _VERSION = re.compile(r'"cuda"\s*:\s*\{[^{}]*"version"\s*:\s*"(\d+\.\d+)')
 _MODE = re.compile(r"^\s*<\s*POWER_MODEL\s([^<>]*)>", re.MULTILINE)
 
+# Of JetPack 5, and of 6.1 and 6.2.
+_CUDA = {5: "11.4", 6: "12.6"}
+# The first release of cuda-python for each CUDA that is whole: PyPI has none before 11.6 for these
+# boards and Python 3.10, and before 11.8.4 and 12.6.1 they have no ``cuda.bindings``. Within one
+# major number of CUDA a later one fits, but for functions that the board's libraries lack.
+_WHOLE_SINCE = {11: 8, 12: 6}
+
 # JetPack's bindings are a Debian package, built for the system's Python and found only from there.
 TENSORRT = (
     "sudo apt install python3-libnvinfer, and make the environment with "
@@ -85,15 +92,13 @@ def describe_jetson(root: Path | None = None) -> Jetson | None:
 
 
 def cuda_bindings() -> str | None:
-    """What pip is to install for the CUDA of the Jetson at hand; None elsewhere, or if unknown.
-
-    For aarch64, cuda-python has a wheel of every release, cuda-bindings since 12.8 only.
-    """
+    """What pip is to install for the CUDA of the Jetson at hand; None elsewhere, or if unknown."""
     jetson = describe_jetson()
-    if jetson is None:
+    release = None if jetson is None else jetson.cuda or _CUDA.get(jetson.jetpack or 0)
+    if release is None:
         return None
-    release = jetson.cuda or ("12.6" if jetson.jetpack == 6 else None)  # of JetPack 6.1 and 6.2
-    return None if release is None else f"'cuda-python=={release}.*'"
+    major, minor = map(int, release.split("."))
+    return f"'cuda-python=={major}.{max(minor, _WHOLE_SINCE.get(major, 0))}.*'"
 
 
 def install_cuda() -> str:

@@ -12,6 +12,7 @@ from jscc.runtime.errors import OutputError
 from jscc.runtime.trust import Asset, open_folder
 
 MODE = 0o700
+_OTHERS = 0o077  # bits that let others in; a folder below a setgid one has bits besides
 
 
 def make_private(folder: Path, asset: Asset) -> None:
@@ -41,7 +42,7 @@ def check_private(descriptor: int, folder: Path, asset: Asset) -> None:
     where = f"folder {str(folder)!r}"
     check_owner(descriptor, where, asset)
     mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-    if mode & ~MODE:
+    if mode & _OTHERS:
         raise asset.error(
             f"{asset.prefix}_MODE",
             f"{where}: got mode {mode:04o}, expected {MODE:04o}, for others could put code there. "

@@ -29,6 +29,7 @@ from jscc.export.reference.diffusion import Denoiser, alphas_cumprod
 from jscc.export.reference.precision import mixed
 from jscc.export.reference.tiles import draw_crops
 from jscc.export.systems.diffjscc import Render
+from jscc.runtime.errors import DataError
 from jscc.runtime.samplers import ddim, lcm
 from jscc.runtime.schedule import Schedule
 from jscc.runtime.spacing import trailing
@@ -124,6 +125,10 @@ class DistilStage:
             ``lpips``.
         lpips: None leaves LPIPS out of the loss.
         teacher_steps: From the state to the target.
+
+    Raises:
+        DataError: ``E_NETWORK``, nothing is to be learnt.
+        UsageError: ``E_STEPS``, there are fewer noise levels than steps.
     """
 
     tiles: Tiles
@@ -143,6 +148,7 @@ class DistilStage:
     schedule: Schedule = field(init=False)
 
     def __post_init__(self) -> None:
+        _check(self.params, lpips=self.lpips is not None)
         denoiser, link = self.teacher.denoiser(), self.teacher.link()
         student = Student(denoiser, int(self.params["rank"])).to(self.device)
         object.__setattr__(self, "denoiser", denoiser)
@@ -150,6 +156,8 @@ class DistilStage:
         object.__setattr__(self, "model", student)
         object.__setattr__(self, "renderer", Render(_Picture(link)).to(self.device))
         object.__setattr__(self, "schedule", Schedule(alphas_cumprod(self.teacher.params).numpy()))
+        for steps in self.params["steps"]:
+            self.rows(steps)  # refuses more than there are levels
 
     @property
     def matrices(self) -> set[str]:
@@ -258,6 +266,17 @@ class DistilStage:
             for name, values in figures.items():
                 sums.setdefault(name, []).append(values)
         return {name: float(torch.cat(values).mean()) for name, values in sums.items()}
+
+
+def _check(params: Mapping[str, Any], *, lpips: bool) -> None:
+    """Hold the weights to a loss that is not always 0."""
+    weights = params["weights"]
+    if not any(weight > 0 for name, weight in weights.items() if lpips or name != "lpips"):
+        raise DataError(
+            "E_NETWORK",
+            f"weights: got {weights}{'' if lpips else ' without weights of LPIPS'}, expected one "
+            "above 0 that is learnt from. Raise one.",
+        )
 
 
 class _Picture(nn.Module):

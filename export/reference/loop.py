@@ -17,6 +17,7 @@ from jscc.export.reference.optimizer import BETAS, build_optimizers
 from jscc.runtime.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 FORMAT: Final = 1
@@ -99,13 +100,18 @@ class Learner:
 
 @dataclass
 class State:
-    """Everything that a later process needs to go on as if nothing had happened."""
+    """Everything that a later process needs to go on as if nothing had happened.
+
+    Attributes:
+        config: What the network is made by; None if that is not kept.
+    """
 
     learners: list[Learner]
     ema: nn.Module
     generator: torch.Generator
     step: int = 0
     elapsed_s: float = 0.0
+    config: Mapping[str, Any] | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -130,6 +136,7 @@ class State:
             "torch_rng": torch.get_rng_state(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "config": None if self.config is None else dict(self.config),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -159,18 +166,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def run(
-    stage: Stage, plan: Plan, folder: Path, *, resume: bool, stop_after: int | None = None
+    stage: Stage,
+    plan: Plan,
+    folder: Path,
+    *,
+    resume: bool,
+    stop_after: int | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> State:
     """Trains `stage` to the end of its plan; writes `folder/<stage>.pt` and `<stage>.jsonl`.
 
     Args:
         stop_after: Stops, with a checkpoint, when this many steps are done; the schedule stays.
+        config: Of the network, kept in the checkpoint and held to that of the one resumed from.
+
+    Raises:
+        DataError: ``E_NETWORK``, the checkpoint is of another format or configuration.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / f"{stage.name}.pt", folder / f"{stage.name}.jsonl"
+    saved = read_checkpoint(path) if resume and path.exists() else None
+    if saved is not None:
+        _check_config(path, saved.get("config"), config)
     state = _begin(stage, plan)
-    if resume and path.exists():
-        state.restore(read_checkpoint(path))
+    state.config = config
+    if saved is not None:
+        state.restore(saved)
     saved_at = evaluated_at = state.elapsed_s
     while (progress := _progress(plan, state)) < 1.0 and (
         stop_after is None or state.step < stop_after
@@ -190,6 +211,22 @@ def run(
     _save(path, state)
     _log(log, state, _evaluate(stage, state))
     return state
+
+
+def _check_config(
+    path: Path, saved: Mapping[str, Any] | None, config: Mapping[str, Any] | None
+) -> None:
+    """Hold a resumed training to the configuration it began with, where that was kept."""
+    if saved is None or config is None:
+        return
+    for name in (*saved, *config):
+        was, now = saved.get(name), config.get(name)
+        if was != now:
+            raise DataError(
+                "E_NETWORK",
+                f"--resume: got {name} {now!r} for {path}, expected {was!r}, with which it was "
+                "trained so far. Give the same --set, or train into another folder.",
+            )
 
 
 def _begin(stage: Stage, plan: Plan) -> State:

@@ -19,6 +19,7 @@ from jscc.export.reference.codec import psnr_db, receive
 from jscc.export.reference.first_stage import UNCORRECTED_WEIGHT, recolour
 from jscc.export.reference.precision import mixed
 from jscc.export.reference.tiles import draw_crops
+from jscc.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,9 @@ class TinyAutoencoderStage:
         params: ``latent``, ``width`` and ``pooled`` of the networks.
         lpips: None leaves LPIPS out of the loss.
         latent_weight: Of the encoder's squared error.
+
+    Raises:
+        DataError: ``E_NETWORK``, its latents have other planes than the teacher's.
     """
 
     tiles: Tiles
@@ -66,7 +70,15 @@ class TinyAutoencoderStage:
     model: TinyAutoencoder = field(init=False)
 
     def __post_init__(self) -> None:
-        model = TinyAutoencoder(shape_of(self.params)).to(self.device)
+        shape = shape_of(self.params)
+        own = self.teacher.first_stage.post_quant_conv.in_channels
+        if shape.latent != own:
+            raise DataError(
+                "E_NETWORK",
+                f"latent: got {shape.latent} planes, expected {own}, those of the latents that it "
+                "learns. Leave it as it is.",
+            )
+        model = TinyAutoencoder(shape).to(self.device)
         # torch's annotations know this keyword together with a tensor only.
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         object.__setattr__(self, "model", model)

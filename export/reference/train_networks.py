@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import math
 import os
 import sys
 from pathlib import Path
@@ -121,7 +122,8 @@ def configured(config: Mapping[str, Any], settings: Sequence[tuple[str, Any]]) -
     """Returns `config` with other values; ``weights.lpips`` is ``lpips`` in ``weights``.
 
     Raises:
-        DataError: ``E_NETWORK``, there is no such name, or its value is of another kind.
+        DataError: ``E_NETWORK``, there is no such name, or its value is of another kind or beyond
+            what can be trained.
     """
     changed = copy.deepcopy(dict(config))
     for name, value in settings:
@@ -135,13 +137,14 @@ def configured(config: Mapping[str, Any], settings: Sequence[tuple[str, Any]]) -
                 f"--set: got {name!r}, expected one of {', '.join(_names(config))}. "
                 "Name what this network has.",
             )
-        if not _alike(value, inner[last]):
+        taken = _taken(value, inner[last], signed="snr" in last.lower())
+        if taken is None:
             raise DataError(
                 "E_NETWORK",
                 f"--set {name}: got {value!r}, expected a value such as {inner[last]!r}. "
                 "Give one of that kind.",
             )
-        inner[last] = value
+        inner[last] = taken
     return changed
 
 
@@ -152,10 +155,37 @@ def _names(config: Mapping[str, Any], above: str = "") -> list[str]:
     return names
 
 
-def _alike(value: object, usual: object) -> bool:
+def _taken(value: object, usual: object, *, signed: bool) -> object:
+    """`value` in the kind of the usual one, or None where it is of another or beyond it.
+
+    Args:
+        value: As YAML has it, for which 1e-3 is text.
+        usual: What the configuration has.
+        signed: Whether a number may be below the usual ones' end, as those in dB may.
+    """
+    if isinstance(usual, list):
+        if not isinstance(value, list) or not value:
+            return None
+        items = [_taken(item, usual[0], signed=signed) for item in value]
+        return None if None in items else items
     if isinstance(usual, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(usual) and not isinstance(value, dict)
+        number = _number(value)
+        return number if math.isfinite(number) and (signed or usual < 0 or number >= 0) else None
+    if type(value) is not type(usual) or isinstance(value, dict):
+        return None
+    if type(usual) is int and usual > 0 and not signed and not value > 0:  # type: ignore[operator]
+        return None
+    return value
+
+
+def _number(value: object) -> float:
+    """As float, or NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -219,7 +249,7 @@ def main(arguments: Sequence[str]) -> int:
     stage = network.stage(network.config, job)
     if options.begin is not None:
         begin(stage.model, options.begin, network.prefix)
-    run(stage, plan, options.out, resume=options.resume)
+    run(stage, plan, options.out, resume=options.resume, config=network.config)
     pack(options.network, options.out, network)
     return 0
 

@@ -6,14 +6,10 @@ NOTE: each is imported when it is asked for; one may be missing on the machine.
 from collections.abc import Sequence
 
 from jscc.runtime.backends.base import Backend
+from jscc.runtime.engine_names import DEFAULT, ENGINES, OPENVINO, TENSORRT
 from jscc.runtime.errors import UnavailableError, UsageError
 from jscc.runtime.machine import describe_machine
 
-DEFAULT = "onnxruntime"
-_OPENVINO = {"openvino": "f32", "openvino-bf16": "bf16"}
-_TENSORRT = "tensorrt"
-ENGINES = (DEFAULT, *_OPENVINO, _TENSORRT)
-EXACT = tuple(name for name in ENGINES if _OPENVINO.get(name) != "bf16")  # round no more than asked
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # instructions, of which one is enough
 
 
@@ -45,14 +41,14 @@ def make_backend(
             f"providers: got {', '.join(providers)} for {engine}, expected cpu, since providers "
             f"are those of {DEFAULT}. Leave one of the two out.",
         )
-    if engine == _TENSORRT:
+    if engine == TENSORRT:
         from jscc.runtime.backends.tensorrt import TensorRtBackend
         from jscc.runtime.terminal import notice
 
         return TensorRtBackend(threads=threads, tell=notice)
     from jscc.runtime.backends.openvino import OpenVinoBackend
 
-    return OpenVinoBackend(threads=threads, precision=_OPENVINO[engine])
+    return OpenVinoBackend(threads=threads, precision=OPENVINO[engine])
 
 
 def check_machine(engine: str) -> None:
@@ -62,11 +58,11 @@ def check_machine(engine: str) -> None:
         UnavailableError: ``E_BFLOAT16``, the processor has none; ``E_MODULE`` or ``E_CUDA``,
             TensorRT or its device is missing.
     """
-    if engine == _TENSORRT:
+    if engine == TENSORRT:
         from jscc.runtime.backends.tensorrt import find_place
 
         find_place()
-    if _OPENVINO.get(engine) == "bf16":
+    if OPENVINO.get(engine) == "bf16":
         features = describe_machine().features
         if not _BFLOAT16 & set(features):
             raise UnavailableError(

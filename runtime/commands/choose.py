@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jscc.runtime.backends.engines import DEFAULT, ENGINES, EXACT, check_machine, make_backend
+from jscc.runtime.backends.engines import check_machine, make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, image_size, make_parser, positive
 from jscc.runtime.csi import Csi
@@ -22,6 +22,7 @@ from jscc.runtime.engine_choice import (
     keep,
     usual_folder,
 )
+from jscc.runtime.engine_names import DEFAULT, ENGINES, EXACT
 from jscc.runtime.errors import JsccError, UnavailableError, UsageError
 from jscc.runtime.preprocess import geometry_of
 from jscc.runtime.private_folder import make_private

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from jscc.runtime.backends.base import Backend, DeviceSession, Session
-from jscc.runtime.backends.engines import DEFAULT, make_backend
+from jscc.runtime.backends.engines import make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import providers
 from jscc.runtime.device.device import DeviceArray
 from jscc.runtime.device.flow import Flow
 from jscc.runtime.device.station import Station
-from jscc.runtime.engine_choice import AUTO, circumstances, find, usual_folder
+from jscc.runtime.engine_choice import circumstances, find, usual_folder
+from jscc.runtime.engine_names import AUTO, DEFAULT
 from jscc.runtime.errors import ImageError, JsccError
 from jscc.runtime.image_files import MAX_BYTES, decode_image
 from jscc.runtime.manifest import StageEntry

@@ -1,4 +1,7 @@
-"""Options: arguments that several commands take, read the same way by each."""
+"""Options: arguments that several commands take, read the same way by each.
+
+NOTE: `jscc doctor` reads this on machines where nothing but the standard library is there.
+"""
 
 import argparse
 import math
@@ -7,9 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jscc.runtime.backends.engines import DEFAULT, ENGINES
-from jscc.runtime.engine_choice import AUTO
-from jscc.runtime.spacing import OWN, SPACINGS
+from jscc.runtime.engine_names import AUTO, DEFAULT, ENGINES
 from jscc.runtime.terminal import Parser
 
 MAX_SEED = 2**63 - 1
@@ -148,6 +149,8 @@ def add_providers(parser: Parser) -> None:
 
 def add_sampling(parser: Parser) -> None:
     """What the loops do: ``--seed``, ``--sampler``, ``--steps`` and their like."""
+    from jscc.runtime.spacing import OWN, SPACINGS
+
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="of the receiver's noise (default 0)"
     )

@@ -203,11 +203,14 @@ def test_a_machine_without_counters_says_so(tmp_path):
 
 def test_the_meter_gives_what_its_block_used(tmp_path):
     at = zone(tmp_path, "intel-rapl:0", "package-0", energy_uj=100_000)
-    with make_meter(gpu=False, root=tmp_path) as meter:
+    clock = Clock()
+    with Meter(*find_counters(gpu=False, root=tmp_path), clock) as meter:
         (at / "energy_uj").write_text("700000\n")
+        clock.now = 2.0
     found = meter.per_image(3)
+    assert meter.seconds == 2
     assert found["joules_per_image"] == pytest.approx(0.2)
-    assert found["watts"] == pytest.approx(0.6 / meter.seconds)
+    assert found["watts"] == pytest.approx(0.3)
     assert found["parts"] == {"rapl package-0": 0.6}
     assert "0.2 J per image" in energy_line(found)
     assert "(rapl package-0, whoever used it)" in energy_line(found)
@@ -226,7 +229,44 @@ def test_the_meter_reads_as_often_as_a_counter_wants():
     with Meter([counter], "") as meter:
         while counter.reads < 5:
             pass
-    assert meter.per_image(1)["joules_per_image"] == counter.reads - 1
+    assert counter.reads - 3 <= meter.per_image(1)["joules_per_image"] <= counter.reads - 1
+
+
+class Slow:
+    """A source of 10 W, of which every sample takes a while."""
+
+    def __init__(self, clock, name="a", interval_s=3600.0):
+        self.clock, self.name, self.interval_s = clock, name, interval_s
+        self.integral = Integral(clock)
+        self.reads = 0
+
+    def read(self):
+        self.clock.now += 0.15
+        self.reads += 1
+        return self.integral.add({self.name: 10.0})
+
+
+@pytest.mark.parametrize("work_s", [0.2, 1.0, 3.0])
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_the_time_that_a_reading_takes_is_not_the_block_s(work_s, names):
+    clock = Clock()
+    with Meter([Slow(clock, name) for name in names], "", clock) as meter:
+        clock.now += work_s
+    found = meter.per_image(1)
+    assert meter.seconds == pytest.approx(work_s)
+    watts = 10 * len(names)
+    assert (found["watts"], found["joules_per_image"]) == pytest.approx((watts, watts * work_s))
+
+
+def test_a_reading_under_way_at_the_end_is_waited_for_and_not_counted():
+    clock = Clock()
+    counter = Slow(clock, interval_s=0.0005)
+    with Meter([counter], "", clock) as meter:
+        began = clock.now
+        while counter.reads < 5:
+            pass
+    assert meter.seconds <= clock.now - began
+    assert meter.per_image(1)["watts"] == pytest.approx(10)
 
 
 def test_a_counter_that_fails_on_the_way_gives_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """The peer benchmark: turns, figures, the worker's protocol, and one small comparison for real."""
 
 import argparse
+import dataclasses
 import io
 import json
 import sys
@@ -21,6 +22,7 @@ from jscc.benchmarks.peer_case import (
     read_case,
     read_context,
     redraw,
+    write_case,
 )
 from jscc.benchmarks.peer_engines import ENGINES, FORMS, INT8_FOLDER, OURS
 from jscc.benchmarks.peer_int8 import adopt, calibrate, read_counts
@@ -156,13 +158,33 @@ def test_eight_bits_are_near_full_precision_in_every_engine(folder):
 @pytest.mark.slow
 def test_a_bundle_of_another_network_is_refused(folder, tmp_path):
     manifest, files = tiny_bundle.codec()
-    bundle = write_bundle(tmp_path / "codec.jscc", manifest, files)
-    del bundle
+    write_bundle(tmp_path / "codec.jscc", dataclasses.replace(manifest, precision="int8"), files)
     with pytest.raises(
         DataError, match="stage 'denoise' reads nothing, expected {'context_kv': "
     ) as e:
         adopt(folder, tmp_path / "codec.jscc")
     assert e.value.code == "E_CASE"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp8"])
+def test_a_bundle_that_is_not_in_eight_bits_is_refused(tmp_path, precision):
+    """Its speed would be told as that of eight bits."""
+    manifest, files = tiny_bundle.diffusion()
+    entry = manifest.stages["denoise"]
+    case = tmp_path / "case"
+    case.mkdir()
+    inputs = {port.name: np.zeros(1, np.float32) for port in entry.inputs}
+    write_case(CASE, entry, inputs, np.zeros(1, np.float32), 0, case)
+    for name in (precision, "int8"):
+        manifest = dataclasses.replace(manifest, precision=name)
+        write_bundle(tmp_path / f"{name}.jscc", manifest, files)
+    with pytest.raises(DataError, match=f"--int8: got a bundle in {precision}, expected int8") as e:
+        adopt(case, tmp_path / f"{precision}.jscc")
+    assert e.value.code == "E_CASE"
+    assert not (case / INT8_FOLDER).exists()
+    said = adopt(case, tmp_path / "int8.jscc")
+    assert said == {"bundle": "int8.jscc", "precision": "int8"}
+    assert (case / INT8_FOLDER / "denoise.onnx").read_bytes() == files[entry.graph]
 
 
 def test_flops_are_those_of_products_and_convolutions():

@@ -2,12 +2,17 @@
 
 import pytest
 
-from jetson_root import NANO, ORIN_NANO, make_root
+from jetson_root import CUDA, NANO, ORIN_NANO, RELEASE_36, make_root
 from jscc.runtime import jetson
 from jscc.runtime.jetson import cuda_bindings, describe_jetson
 from jscc.runtime.machine import describe_machine
 
 STATUS, CONF = "var/lib/nvpmodel/status", "etc/nvpmodel.conf"
+JETPACK_5 = {
+    "etc/nv_tegra_release": RELEASE_36.replace(
+        "R36 (release), REVISION: 4.4", "R35 (release), REVISION: 4.1"
+    )
+}
 LOWEST, HIGHEST = "scaling_min_freq", "scaling_max_freq"
 POLICY = "sys/devices/system/cpu/cpufreq/policy0/"
 
@@ -101,17 +106,22 @@ def test_an_unknown_release_has_no_jetpack(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "package"),
+    ("files", "release"),
     [
-        (ORIN_NANO, "'cuda-python==12.6.*'"),
-        ({**ORIN_NANO, "usr/local/cuda/version.json": "{}"}, "'cuda-python==12.6.*'"),
+        (ORIN_NANO, 12.6),
+        ({**ORIN_NANO, "usr/local/cuda/version.json": "{}"}, 12.6),
+        ({**ORIN_NANO, "usr/local/cuda/version.json": CUDA.replace("12.6", "13.0")}, 13.0),
+        ({**ORIN_NANO, "usr/local/cuda/version.json": CUDA.replace("12.6", "12.2")}, 12.6),
+        ({**JETPACK_5, "usr/local/cuda/version.json": CUDA.replace("12.6", "11.4")}, 11.8),
+        (JETPACK_5, 11.8),
         (NANO, None),
         ({}, None),
     ],
 )
-def test_bindings_fit_the_board_s_cuda(tmp_path, monkeypatch, files, package):
+def test_bindings_fit_the_board_s_cuda(tmp_path, monkeypatch, files, release):
+    """PyPI has wheels of these for aarch64 and Python 3.10, with ``cuda.bindings`` in them."""
     monkeypatch.setattr(jetson, "ROOT", make_root(tmp_path, files))
-    assert cuda_bindings() == package
+    assert cuda_bindings() == (release and f"'cuda-python=={release}.*'")
 
 
 def test_the_machine_has_its_board(tmp_path, monkeypatch):

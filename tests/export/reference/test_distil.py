@@ -19,6 +19,7 @@ from jscc.export.reference.loop import Plan, run
 from jscc.export.reference.networks import NETWORKS
 from jscc.export.reference.tiles import Tiles
 from jscc.export.systems.diffjscc import UNET, Denoise
+from jscc.runtime.errors import DataError, JsccError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +59,26 @@ def make_stage(teacher: Teacher, tiles: Tiles, *, target_alone: bool = False) ->
         lpips=None,
         name=NAME,
     )
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "shown"),
+    [
+        ({"weights": dict.fromkeys(WEIGHTS, 0.0)}, DataError, "lpips': 0.0} without weights of LP"),
+        ({"weights": {"target": 0.0, "picture": 0.0, "lpips": 0.5}}, DataError, "without weights"),
+        ({"steps": [1, 1001]}, UsageError, "got 1001"),
+    ],
+)
+def test_what_cannot_be_learnt_is_refused(
+    small_teacher: Teacher,
+    smooth_tiles: Tiles,
+    params: dict[str, object],
+    error: type[JsccError],
+    shown: str,
+) -> None:
+    usual = make_stage(small_teacher, smooth_tiles)
+    with pytest.raises(error, match=shown):
+        dataclasses.replace(usual, params={**PARAMS, **params})
 
 
 def hint(count: int = 2, side: int = 4) -> Hint:

@@ -242,13 +242,68 @@ def test_a_setting_inside_another(monkeypatch):
         ("rank=4.5", "--set rank: got 4.5, expected a value such as 16"),
         ("rank=true", "--set rank: got True, expected a value such as 16"),
         ("weights.lpips=much", "--set weights.lpips: got 'much', expected a value such as 0.5"),
+        ("weights.lpips=nan", "--set weights.lpips: got 'nan', expected a value such as 0.5"),
+        ("weights.lpips=.inf", "--set weights.lpips: got inf, expected a value such as 0.5"),
+        ("weights.lpips=1e999", "--set weights.lpips: got '1e999', expected a value such as 0.5"),
+        ("weights.lpips=-0.5", "--set weights.lpips: got -0.5, expected a value such as 0.5"),
+        ("weights.lpips=true", "--set weights.lpips: got True, expected a value such as 0.5"),
+        ("rank=0", "--set rank: got 0, expected a value such as 16"),
+        ("rank=-4", "--set rank: got -4, expected a value such as 16"),
+        ("steps=[]", "--set steps: got [], expected a value such as [1, 2, 4]"),
+        ("steps=[0]", "--set steps: got [0], expected a value such as [1, 2, 4]"),
+        ("steps=[a]", "--set steps: got ['a'], expected a value such as [1, 2, 4]"),
+        ("steps=[1, 2.0]", "--set steps: got [1, 2.0], expected a value such as [1, 2, 4]"),
+        ("steps=4", "--set steps: got 4, expected a value such as [1, 2, 4]"),
+        ("SNR_low=nan", "--set SNR_low: got 'nan', expected a value such as 0.0"),
     ],
 )
 def test_settings_that_a_network_does_not_have(setting, shown):
-    usual = {"rank": 16, "weights": {"lpips": 0.5}}
+    usual = {"rank": 16, "weights": {"lpips": 0.5}, "steps": [1, 2, 4], "SNR_low": 0.0}
     with pytest.raises(DataError) as caught:
         train_networks.configured(usual, [train_networks.setting(setting)])
     assert str(caught.value).startswith(shown)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("lpips=1e-3", 0.001),  # text to YAML, which wants 1.0e-3
+        ("lpips=1", 1.0),
+        ("lpips=0", 0.0),
+        ("steps=[8]", [8]),
+        ("SNR_low=-2", -2.0),  # in dB
+        ("snrs_db=[-1, 5e0]", [-1.0, 5.0]),
+        ("snr=false", False),
+    ],
+)
+def test_a_setting_takes_the_kind_of_the_usual_value(setting, value):
+    usual = {"lpips": 0.5, "steps": [1, 2], "SNR_low": 0.0, "snrs_db": [1.0], "snr": True}
+    name, parsed = train_networks.setting(setting)
+    found = train_networks.configured(usual, [(name, parsed)])[name]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_training_is_not_resumed_with_another_configuration(folder, tmp_path, monkeypatch):
+    network = NETWORKS["af-96"]
+    small = dataclasses.replace(
+        network, config={**network.config, **TINY["af-96"]}, batch={"cpu": 2}, crops=(32, 64)
+    )
+    monkeypatch.setitem(NETWORKS, "af-96", small)
+    command = ["--network", "af-96", "--data", str(folder), "--out", str(tmp_path)]
+    train_networks.main([*command, "--steps", "1", "--set", "SNR_high=9"])
+    path = tmp_path / "af-96.pt"
+    before = path.read_bytes()
+    again = [*command, "--steps", "2", "--resume"]
+    with pytest.raises(DataError, match=r"--resume: got SNR_high 14.0 for .*, expected 9.0, with"):
+        train_networks.main(again)
+    assert path.read_bytes() == before
+    train_networks.main([*again, "--set", "SNR_high=9"])
+    older = read_checkpoint(path)
+    assert older["step"] == 2
+    del older["config"]
+    torch.save(older, path)
+    train_networks.main([*command, "--steps", "3", "--resume"])
+    assert read_checkpoint(path)["step"] == 3
 
 
 @pytest.mark.parametrize("text", ["rank", "=3", "rank=", "rank=[1", "rank=null"])

@@ -71,8 +71,6 @@ def test_name_and_weight(references: Path) -> None:
     for number in ("", "high", "0", "nan"):
         with pytest.raises(UsageError, match=f"got the weight '{number}', expected a finite"):
             parse_lora(f"{OWN}:{number}")
-    with pytest.raises(UsageError, match=r"--lora reference:NAME: got 'other', expected one of"):
-        parse_lora("reference:other")
 
 
 def test_other_weights_are_not_changed_by_it(references: Path, tmp_path: Path) -> None:
@@ -89,3 +87,35 @@ def test_other_weights_are_not_changed_by_it(references: Path, tmp_path: Path) -
     request = Request(checkpoints=(str(copy),), loras=(OWN,))
     with pytest.raises(UsageError, match=f"--lora {OWN}: got it with another checkpoint"):
         gather_module.gather(find("diffjscc"), request)
+
+
+@pytest.mark.parametrize(
+    ("name", "got"),
+    [
+        ("nonsense", "'nonsense'"),
+        ("diffjscc-tiny", "'diffjscc-tiny', which is no LoRA"),
+        ("diffjscc", "'diffjscc', which is no LoRA"),
+    ],
+)
+def test_only_a_lora_of_that_name_is_taken(references: Path, name: str, got: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        gather(find("diffjscc"), Request(loras=(f"reference:{name}",)))
+    assert caught.value.code == "E_REFERENCE"
+    assert caught.value.message == (
+        f"--lora reference:NAME: got {got}, expected one of diffjscc-few-step. Pick one, or give "
+        "a file of your own."
+    )
+
+
+def test_weights_that_are_the_reference_in_part_are_others(
+    references: Path, tmp_path: Path
+) -> None:
+    """The second file's weights count where both have one."""
+    other = tmp_path / "other.safetensors"
+    other.symlink_to(references / "diffjscc" / "model.safetensors")
+    request = Request(checkpoints=("reference:diffjscc", str(other)), loras=(OWN,))
+    with pytest.raises(UsageError, match=f"--lora {OWN}: got it with another checkpoint"):
+        gather(find("diffjscc"), request)
+    source, _ = gather(find("diffjscc"), Request(checkpoints=request.checkpoints))
+    assert isinstance(source, CheckpointSource)
+    assert source.networks[""].describe().name == "model.safetensors + other.safetensors"

@@ -46,6 +46,14 @@ def make_stage(teacher: Teacher, tiles: Tiles) -> TinyAutoencoderStage:
     )
 
 
+def test_latents_of_other_planes_than_the_teacher_s_are_refused(
+    small_teacher: Teacher, smooth_tiles: Tiles
+) -> None:
+    usual = make_stage(small_teacher, smooth_tiles)
+    with pytest.raises(DataError, match="latent: got 8 planes, expected 4, those of"):
+        dataclasses.replace(usual, params={**PARAMS, "latent": 8})
+
+
 def unlike(stage: TinyAutoencoderStage) -> dict[str, float]:
     """Terms of the loss on one batch, always the same."""
     terms = stage.loss(0.5, torch.Generator().manual_seed(5))

@@ -14,10 +14,11 @@ from onnx import helper
 
 import tiny_bundle
 from jscc.runtime.backends import openvino as module
-from jscc.runtime.backends.engines import ENGINES, make_backend
+from jscc.runtime.backends.engines import make_backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from jscc.runtime.backends.openvino import OpenVinoBackend, OpenVinoSession
 from jscc.runtime.csi import Csi
+from jscc.runtime.engine_names import ENGINES
 from jscc.runtime.errors import BundleError, DataError, UnavailableError, UsageError
 from jscc.runtime.manifest import StageEntry
 from jscc.runtime.ports import Port

@@ -10,10 +10,10 @@ from PIL import Image
 
 from jscc.runtime import engine_choice
 from jscc.runtime.backends import engines
-from jscc.runtime.backends.engines import DEFAULT
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands import choose
 from jscc.runtime.engine_choice import Circumstances, Trial, best_of, find, keep
+from jscc.runtime.engine_names import DEFAULT, ENGINES
 
 HERE = Circumstances("0" * 64, "Some CPU", ("avx2",), 4, False, ("jscc-edge 1", "onnxruntime 2"))
 
@@ -239,11 +239,11 @@ def test_engines_that_do_not_receive_say_why(jscc, codec, monkeypatch):
     ran = jscc("choose", codec, *options)
     assert ran.status == 0, ran.err
     tried = tuple(trial["engine"] for trial in ran.json["trials"])
-    assert tried == tuple(each for each in engines.ENGINES if each != "openvino-bf16")
-    every = [part for engine in engines.ENGINES for part in ("--engine", engine)]
+    assert tried == tuple(each for each in ENGINES if each != "openvino-bf16")
+    every = [part for engine in ENGINES for part in ("--engine", engine)]
     ran = jscc("choose", codec, *options, *every)
     found = {trial["engine"]: trial for trial in ran.json["trials"]}
-    assert tuple(found) == engines.ENGINES
+    assert tuple(found) == ENGINES
     for engine in ("tensorrt", "openvino-bf16"):
         assert found[engine]["seconds"] is None
         assert "expected" in found[engine]["reason"]

@@ -1,7 +1,9 @@
 """jscc doctor: what it says is so, what is missing has a remedy, the status tells programs."""
 
 import importlib
+import json
 import platform
+import subprocess
 import sys
 
 import numpy as np
@@ -56,6 +58,25 @@ def test_a_missing_package_has_a_remedy(jscc, monkeypatch, module):
     assert check["remedy"].startswith("pip install ")
     ran = jscc("doctor")
     assert f"{module}:" in ran.out[ran.out.index("What to do") :]
+
+
+def test_it_answers_where_nothing_is_installed():
+    """In a process of its own, whose imports of packages from PyPI fail, numpy's too."""
+    code = """
+import sys
+for name in ("numpy", "onnxruntime", "PIL", "cuda", "tensorrt", "openvino"):
+    sys.modules[name] = None
+from jscc.__main__ import main
+sys.exit(main(["doctor", "--json"]))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (69, "")
+    found = {check["name"]: check for check in json.loads(ran.stdout)["checks"]}
+    for name in ("numpy", "onnxruntime", "PIL"):
+        assert found[name]["state"] == "FAILED"
+        assert found[name]["remedy"].startswith("pip install ")
+    assert found["providers"]["state"] == "FAILED"
+    assert found["python"]["state"] == "ok"
 
 
 def test_what_only_exporting_needs_is_no_failure(jscc, monkeypatch):
