@@ -1,13 +1,13 @@
 """Distil stage: a low-rank change of the UNet with which few steps do what many did.
 
-The student is, by its target, a consistency function (Yang Song, Prafulla Dhariwal, Mark Chen, Ilya Sutskever,
-"Consistency Models", arXiv 2303.01469, section 3): from any noise level it answers with the end of
-the teacher's trajectory. That end is computed, by a few deterministic steps of the teacher, as in
-Eric Luhman, Troy Luhman, "Knowledge Distillation in Iterative Generative Models for Improved
-Sampling Speed", arXiv 2101.02388, not bootstrapped. It is learnt at the levels of receptions of
-1, 2 and 4 steps (that paper: of 1), where the student's own steps before lead. LPIPS and absolute
-error of the rendered picture to the one that was sent are added; with no weight on the target, they
-alone are learnt, and the teacher is not asked.
+The student is, by its target, a consistency function (Yang Song, Prafulla Dhariwal, Mark Chen, Ilya
+Sutskever, "Consistency Models", arXiv 2303.01469, section 3): from any noise level it answers with
+the end of the teacher's trajectory. That end is computed, by a few deterministic steps of the
+teacher, as in Eric Luhman, Troy Luhman, "Knowledge Distillation in Iterative Generative Models for
+Improved Sampling Speed", arXiv 2101.02388, not bootstrapped. It is learnt at the levels of
+receptions of 1, 2 and 4 steps (that paper: of 1), where the student's own steps before lead. LPIPS
+and absolute error of the rendered picture to the one that was sent are added; with no weight on the
+target, they alone are learnt, and the teacher is not asked.
 
     noise --student, no gradient--> state at level t --student--> clean --render--> picture
                                          |                          |                  |

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from fake_cuda import ARCHITECTURES, FakeNvrtc, Result
+from fake_cuda import ARCHITECTURES, FakeDriver, FakeNvrtc, Result
 from jetson_root import NANO, ORIN_NANO, make_root
 from jscc.runtime import jetson, machine
 from jscc.runtime.commands import doctor
@@ -130,7 +130,8 @@ def test_a_device_that_no_provider_uses(jscc, monkeypatch):
 
 def install_nvrtc(monkeypatch, nvrtc):
     """Let imports find this NVRTC; None for no cuda-python."""
-    for name, module in (("driver", nvrtc and object()), ("nvrtc", nvrtc)):
+    driver = nvrtc and FakeDriver(devices=0)
+    for name, module in (("driver", driver), ("nvrtc", nvrtc)):
         monkeypatch.setitem(sys.modules, f"cuda.bindings.{name}", module)
 
 
