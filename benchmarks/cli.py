@@ -32,6 +32,14 @@ SUITES = {
         "jscc.benchmarks.feature_cache",
         "Measure whether reusing a denoiser's inner features pays, against fewer steps.",
     ),
+    "kernels": (
+        "jscc.benchmarks.kernels",
+        "Record what nvcc makes of the kernels, on any machine.",
+    ),
+    "engines": (
+        "jscc.benchmarks.engines",
+        "Record what TensorRT for RTX makes of the graphs of bundles, on any machine.",
+    ),
     "export": (
         "jscc.benchmarks.exports",
         "Measure what exporting published networks takes, at their real size.",
