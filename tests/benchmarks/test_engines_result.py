@@ -1,6 +1,7 @@
 """The recorded result of engines: what `jscc build` said of each stage, refused graphs included."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +107,16 @@ def test_the_real_library_builds_a_bundle(tmp_path):
     assert {row["stage"] for row in result["rows"]} == {"decode", "encode"}
     assert all(row["error"] is None and row["size"] > 1000 for row in result["rows"])
     assert all(row["cpu_s"] > 0 for row in result["rows"])
+
+
+def test_the_recorded_result_has_every_system_and_no_refused_graph():
+    """As the README says."""
+    from jscc.export.system import names
+
+    recorded = Path(engines.__file__).resolve().parent / "results" / "engines-sm_89.json"
+    rows = json.loads(recorded.read_text(encoding="utf-8"))["rows"]
+    assert {row["system"] for row in rows if row["precision"] == "fp32"} == set(names())
+    assert {row["precision"] for row in rows if row["system"] == "diffjscc"} == {
+        "fp32", "fp16", "int8",
+    }  # fmt: skip
+    assert [row["stage"] for row in rows if row["error"] is not None] == []
