@@ -19,6 +19,7 @@ Result = Mapping[str, Any]
 
 CURVES = ("psnr_db", "ms_ssim", "lpips")
 ACROSS_TIME = "lpips"
+_COMPILED = ("kernels", "engines")  # kinds of results without anything drawn
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,10 @@ def _provenance(source: Source) -> Html:
         "file": element("code", source.name),
         "machine": ", ".join(str(word) for word in words if word) + board(machine),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
-        "seed": _seed(result),
         "commit": element("code", str(result["commit"])),
     }
+    if result["kind"] not in _COMPILED:
+        lines["seed"] = _seed(result)
     pairs = [join((element("dt", name), element("dd", text))) for name, text in lines.items()]
     return element("dl", *pairs)
 

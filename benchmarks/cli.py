@@ -36,6 +36,14 @@ SUITES = {
         "jscc.benchmarks.tegrastats_log",
         "Tell a Jetson's power, energy, memory, clocks and heat from a log of tegrastats.",
     ),
+    "kernels": (
+        "jscc.benchmarks.kernels",
+        "Record what nvcc makes of the kernels, on any machine.",
+    ),
+    "engines": (
+        "jscc.benchmarks.engines",
+        "Record what TensorRT for RTX makes of the graphs of bundles, on any machine.",
+    ),
     "export": (
         "jscc.benchmarks.exports",
         "Measure what exporting published networks takes, at their real size.",

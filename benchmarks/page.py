@@ -50,6 +50,14 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "Feature cache",
         "Inner features kept between steps, against fewer steps that are all whole.",
     ),
+    "kernels": (
+        "Kernels",
+        "What a compiler makes of the kernels; none of this was run on a device.",
+    ),
+    "engines": (
+        "Engines",
+        "Graphs that TensorRT for RTX built ahead of time; none of them was run on a device.",
+    ),
     "export": ("Exports", "What it takes to export published networks at their real size."),
 }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

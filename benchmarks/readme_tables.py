@@ -41,13 +41,20 @@ PLACE = re.compile(
 )
 FIGURE = re.compile(r"<!-- figure: (?P<file>[A-Za-z0-9_.-]+) (?P<words>[^>\n]+?) -->")
 RESULT = re.compile(r"[A-Za-z0-9_.-]+\.json")
+LIBRARIES = {  # by the name of the engine
+    "nvcc": "nvcc",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt_rtx": "TensorRT for RTX",
+}
 # Where the function ``table`` of each kind of result is.
-LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}  # by the name of the engine
 TABLES = {
     "digital": "jscc.benchmarks.digital.tables",
+    "engines": "jscc.benchmarks.engines",
     "export": "jscc.benchmarks.exports",
     "feature-cache": "jscc.benchmarks.feature_cache_table",
     "guided": "jscc.benchmarks.guided",
+    "kernels": "jscc.benchmarks.kernels",
     "latency": "jscc.benchmarks.latency",
     "offline": "jscc.benchmarks.offline",
     "peers": "jscc.benchmarks.peers",

@@ -1,8 +1,8 @@
 """Report: what nvcc makes of the kernels, as a Markdown table.
 
 ``python -m jscc.kernels.report`` compiles each kernel for each architecture that this nvcc knows,
-warnings being errors, and prints what ptxas says: registers, stack and spilled bytes of a thread.
-Needs a CUDA toolkit, no device; with 69 it says that there is none.
+warnings being errors, and prints what ptxas says: registers, stack and spilled bytes of a thread,
+shared memory of a block. Needs a CUDA toolkit, no device; with 69 it says that there is none.
 """
 
 import argparse
@@ -28,21 +28,22 @@ _USE = re.compile(
     r"Compiling entry function '(?P<entry>\w+)' for 'sm_(?P<architecture>\d+)'\n"
     r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
     r"(?P<loads>\d+) bytes spill loads\n"
-    r".*?Used (?P<registers>\d+) registers",
+    r".*?Used (?P<registers>\d+) registers(?:[^\n]*? (?P<shared>\d+) bytes smem)?",
     re.DOTALL,
 )
 
 
 @dataclass(frozen=True)
 class Use:
-    """What one thread of an entry needs on one architecture.
+    """What an entry needs on one architecture.
 
     Attributes:
         entry: Function that the device starts.
         architecture: Compute capability without its dot, such as ``90``.
-        registers: Of 32 bits.
-        stack: Bytes.
-        spilled: Bytes written and read because registers did not suffice.
+        registers: Of 32 bits, of a thread.
+        stack: Bytes of a thread.
+        spilled: Bytes of a thread, written and read because registers did not suffice.
+        shared: Bytes of a block's shared memory.
     """
 
     entry: str
@@ -50,6 +51,7 @@ class Use:
     registers: int
     stack: int
     spilled: int
+    shared: int
 
 
 def known_architectures(nvcc: str) -> tuple[str, ...]:
@@ -85,6 +87,17 @@ def compile_kernel(nvcc: str, kernel: str, architectures: Iterable[str]) -> tupl
     return parse_uses(said.stdout + said.stderr)
 
 
+def release_of(nvcc: str) -> str:
+    """The compiler's release, such as ``13.0``.
+
+    Raises:
+        subprocess.CalledProcessError: It does not run.
+    """
+    said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"release (\S+),", said)
+    return found[1] if found else "unknown"
+
+
 def parse_uses(text: str) -> tuple[Use, ...]:
     """What ``ptxas -v`` says of each entry on each architecture."""
     return tuple(
@@ -94,13 +107,14 @@ def parse_uses(text: str) -> tuple[Use, ...]:
             int(found["registers"]),
             int(found["stack"]),
             int(found["stores"]) + int(found["loads"]),
+            int(found["shared"] or 0),
         )
         for found in _USE.finditer(text)
     )
 
 
 def markdown(uses: Sequence[Use]) -> str:
-    """One row per entry: registers on each architecture, then the most stack and spills."""
+    """One row per entry: registers on each architecture, then the most of what else it needs."""
     names = [name for name in ARCHITECTURES if any(use.architecture == name for use in uses)]
     rows = [
         [
@@ -108,15 +122,18 @@ def markdown(uses: Sequence[Use]) -> str:
             *(f"sm_{name}" for name in names),
             "stack, bytes",
             "spills, bytes",
+            "shared memory, bytes",
         ],
-        ["---", *["--:"] * (len(names) + 2)],
+        ["---", *["--:"] * (len(names) + 3)],
     ]
     for entry in sorted({use.entry for use in uses}):
         own = {use.architecture: use for use in uses if use.entry == entry}
         registers = [str(own[name].registers) if name in own else "" for name in names]
-        stack = max(use.stack for use in own.values())
-        spilled = max(use.spilled for use in own.values())
-        rows.append([entry, *registers, str(stack), str(spilled)])
+        most = [
+            str(max(getattr(use, what) for use in own.values()))
+            for what in ("stack", "spilled", "shared")
+        ]
+        rows.append([entry, *registers, *most])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -135,12 +152,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         architectures = known_architectures(nvcc)
         uses = [use for name in KERNELS for use in compile_kernel(nvcc, name, architectures)]
-        version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True)
+        release = release_of(nvcc)
     except subprocess.CalledProcessError as error:
         sys.stderr.write(f"{error.stdout}{error.stderr}")
         return 1
-    release = re.search(r"release (\S+),", version.stdout)
-    sys.stdout.write(f"{markdown(uses)}\n\nnvcc {release[1] if release else 'unknown'}\n")
+    sys.stdout.write(f"{markdown(uses)}\n\nnvcc {release}\n")
     return 0
 
 

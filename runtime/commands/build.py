@@ -35,6 +35,7 @@ class Row:
         size: Bytes of the engine.
         parse_s: Seconds of reading the graph; None where the engine was there already.
         build_s: Seconds of compiling it.
+        cpu_s: Seconds of processor time that both took.
     """
 
     stage: str
@@ -46,6 +47,7 @@ class Row:
     size: int = 0
     parse_s: float | None = None
     build_s: float | None = None
+    cpu_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ def _build(job: Job, library: Library, cache: EngineCache, what: str) -> Row:
         built.data.nbytes,
         round(built.parse_s, 3),
         round(built.build_s, 3),
+        round(built.cpu_s, 3),
     )
 
 
@@ -251,6 +254,7 @@ def _document(
         "engines": [
             {
                 "build_s": row.build_s,
+                "cpu_s": row.cpu_s,
                 "error": None if row.error is None else str(row.error),
                 "file": row.file,
                 "nodes": row.nodes,

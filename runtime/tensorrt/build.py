@@ -66,6 +66,7 @@ class Built:
         data: What the library deserialises.
         parse_s: Seconds of reading the graph.
         build_s: Seconds of compiling it.
+        cpu_s: Seconds of processor time that both took, all threads of this process together.
         layers: Of the network as it was read.
         timings: What the library measured meanwhile, for the next build; empty where nothing.
     """
@@ -73,6 +74,7 @@ class Built:
     data: memoryview
     parse_s: float
     build_s: float
+    cpu_s: float
     layers: int
     timings: bytes = b""
 
@@ -97,7 +99,7 @@ def build_engine(
         StorageError: ``E_DISK_FULL``, no room for the weights of a parser that reads files.
         UnavailableError: ``E_ENGINE_BUILD``, it takes every node and still fails; ``E_MEMORY``.
     """
-    begun = time.monotonic()
+    begun, busy = time.monotonic(), time.process_time()
     lines = library.listen()
     builder = library.start("Builder")
     if builder is None:
@@ -124,6 +126,7 @@ def build_engine(
         memoryview(made).cast("B"),
         parsed - begun,
         time.monotonic() - parsed,
+        time.process_time() - busy,
         int(network.num_layers),
         b"" if measured is None else bytes(measured.serialize()),
     )

@@ -42,6 +42,7 @@ def report(tmp_path_factory):
     paths = recorded.write(folder, **results)
     paths += [RESULTS / "peers-512x512.json", RESULTS / "guided-ffhq_10m.json"]
     paths += [RESULTS / "export-families.json", RESULTS / "receivers-reference-kodak.json"]
+    paths += [RESULTS / "kernels-nvcc.json", RESULTS / "engines-sm_89.json"]
     paths.append(RESULTS / "feature-cache-held-out.json")
     output = folder / "out.html"
     assert cli.main(["report", *map(str, paths), "-o", str(output)]) == 0

@@ -18,7 +18,7 @@ from jscc.kernels.report import (
 )
 from jscc.kernels.sources import KERNELS, THREADS, entries_of
 
-# As ptxas of CUDA 13.0 prints it, two architectures and one spill.
+# As ptxas of CUDA 13.0 prints it, two architectures, one spill, and shared memory.
 SAID = """\
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'to_uint8' for 'sm_75'
@@ -35,11 +35,23 @@ ptxas info    : Compiling entry function 'blur' for 'sm_120'
 ptxas info    : Function properties for blur
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 40 registers, used 0 barriers
+ptxas info    : Compiling entry function 'shared_sum' for 'sm_75'
+ptxas info    : Function properties for shared_sum
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 12 registers, used 1 barriers, 1024 bytes smem, 368 bytes cmem[0]
+ptxas info    : Compile time = 16.679 ms
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'shared_sum' for 'sm_120'
+ptxas info    : Function properties for shared_sum
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 14 registers, used 1 barriers, 2048 bytes smem
 """
 USES = (
-    Use("to_uint8", "75", registers=48, stack=0, spilled=0),
-    Use("blur", "75", registers=34, stack=24, spilled=20),
-    Use("blur", "120", registers=40, stack=0, spilled=0),
+    Use("to_uint8", "75", registers=48, stack=0, spilled=0, shared=0),
+    Use("blur", "75", registers=34, stack=24, spilled=20, shared=0),
+    Use("blur", "120", registers=40, stack=0, spilled=0, shared=0),
+    Use("shared_sum", "75", registers=12, stack=0, spilled=0, shared=1024),
+    Use("shared_sum", "120", registers=14, stack=0, spilled=0, shared=2048),
 )
 REGISTERS = 65536  # of a multiprocessor, on each of these architectures
 
@@ -50,10 +62,11 @@ def test_what_ptxas_says_is_read():
 
 def test_the_table_has_a_row_for_each_entry():
     assert markdown(USES).splitlines() == [
-        "| registers | sm_75 | sm_120 | stack, bytes | spills, bytes |",
-        "| --- | --: | --: | --: | --: |",
-        "| blur | 34 | 40 | 24 | 20 |",
-        "| to_uint8 | 48 |  | 0 | 0 |",
+        "| registers | sm_75 | sm_120 | stack, bytes | spills, bytes | shared memory, bytes |",
+        "| --- | --: | --: | --: | --: | --: |",
+        "| blur | 34 | 40 | 24 | 20 | 0 |",
+        "| shared_sum | 12 | 14 | 0 | 0 | 2048 |",
+        "| to_uint8 | 48 |  | 0 | 0 | 0 |",
     ]
 
 

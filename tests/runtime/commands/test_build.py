@@ -58,6 +58,7 @@ def test_ahead_of_time_for_several_devices(jscc, library, cuda, codec, out):
         assert (out / row["file"]).stat().st_size > row["size"] > 0
         assert row["parse_s"] >= 0
         assert row["build_s"] >= 0
+        assert row["cpu_s"] >= 0
         assert row["profiles"][1]["height"] == [16, 32, 32]
     assert out.stat().st_mode & 0o777 == 0o700
 
