@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tiny_bundle
-from fake_tensorrt import FakeCuda, FakeTensorRt, install
+from fake_tensorrt import FakeTensorRt, install, make_device
 from jscc.__main__ import main
 from jscc.benchmarks import engines
 from jscc.benchmarks.readme_tables import render
@@ -20,7 +20,7 @@ def built(monkeypatch, tmp_path, capsys, shared_bundles):
     """What the command says of a bundle; its library is a stand-in."""
 
     def call(name, *refused, shapes="16x24"):
-        cuda = FakeCuda()
+        cuda = make_device()
         library = FakeTensorRt(cuda, "1.7.1.116", rtx=True)
         library.refused = refused
         install(monkeypatch, library, cuda)
