@@ -1,6 +1,6 @@
 """Case: what every scenario measures alike, and the receiver that is set up for it.
 
-Symbols are noise with the grid and power of an image's, see `jscc.benchmarks.probe`; what is
+Symbols are noise with the grid and power of an image's, see `jscc.runtime.probe`; what is
 received from them says nothing of quality, and takes as long.
 """
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from jscc.benchmarks.probe import make_sides, make_symbols
 from jscc.benchmarks.report import board
 from jscc.runtime import engine_names
 from jscc.runtime.backends import engines
@@ -18,6 +17,7 @@ from jscc.runtime.backends.base import Backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.manifest import Manifest
+from jscc.runtime.probe import make_sides, make_symbols
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 

@@ -60,7 +60,7 @@ def _load(bundle: Any, case: Mapping[str, Any]) -> Any:
 
 def _receive(bundle: Any, receiver: Any, case: Mapping[str, Any]) -> None:
     """Receive one image."""
-    probe = import_module("jscc.benchmarks.probe")
+    probe = import_module("jscc.runtime.probe")
     csi = import_module("jscc.runtime.csi").Csi(bundle.manifest.signal.snr_db_default)
     size = tuple(case["size"])
     receiver.receive(

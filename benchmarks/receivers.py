@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jscc.benchmarks.cases import describe_bundle
-from jscc.benchmarks.probe import make_sides, make_symbols
 from jscc.benchmarks.report import finite, markdown_table, provenance, spread, write_result
 from jscc.calibration.collect import Grid, send_all
 from jscc.calibration.images import describe_images, find_images, read_image
@@ -34,6 +33,7 @@ from jscc.runtime.csi import Csi
 from jscc.runtime.errors import UsageError
 from jscc.runtime.machine import available_threads
 from jscc.runtime.output_files import check_destination
+from jscc.runtime.probe import make_sides, make_symbols
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.terminal import Progress, say
 from jscc.runtime.transmitter import Transmitter

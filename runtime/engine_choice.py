@@ -16,8 +16,8 @@ from jscc.runtime.engine_names import DEFAULT, ENGINES
 from jscc.runtime.errors import DataError, UnavailableError
 from jscc.runtime.machine import describe_machine, software, version_of
 from jscc.runtime.output_files import write_file
-from jscc.runtime.private_folder import check_owner, check_private, make_private
-from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of, strict_json
+from jscc.runtime.private_folder import make_private, read_private
+from jscc.runtime.trust import Asset, strict_json
 
 FORMAT: Final = 1
 WORTH: Final = 0.95  # of the default engine's time: less gain is no reason to leave it
@@ -154,14 +154,7 @@ def find(here: Circumstances, folder: Path) -> str | None:
             return None
     except OSError:  # a home that this user may not enter
         return None
-    with open_folder(folder, asset=CHOICE) as descriptor:
-        check_private(descriptor, folder, CHOICE)
-        with open_regular(here.file_name, asset=CHOICE, folder=descriptor) as file:
-            check_owner(file, where, CHOICE)
-            size = size_of(file)
-            if size > _LARGEST:
-                raise CHOICE.refuse("SIZE", where, f"{size} bytes", f"at most {_LARGEST}")
-            data = read_span(file, where, 0, size, asset=CHOICE)[0].tobytes()
+    data = read_private(folder / here.file_name, where, _LARGEST, CHOICE)
     return _engine(data, here, where)
 
 

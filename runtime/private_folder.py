@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from jscc.runtime.errors import OutputError
-from jscc.runtime.trust import Asset, open_folder
+from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of
 
 MODE = 0o700
 _OTHERS = 0o077  # bits that let others in; a folder below a setgid one has bits besides
@@ -59,3 +59,27 @@ def check_owner(descriptor: int, where: str, asset: Asset) -> None:
     owner = os.fstat(descriptor).st_uid
     if owner != os.geteuid():
         raise asset.refuse("OWNER", where, f"user {owner}", f"user {os.geteuid()}, this one")
+
+
+def read_private(path: Path, where: str, largest: int, asset: Asset) -> bytes:
+    """All of a file in such a folder; neither is followed where it is a link.
+
+    Args:
+        path: Of the file.
+        where: What messages call it.
+        largest: Bytes that it may have.
+        asset: Names the errors.
+
+    Raises:
+        DataError: ``_FILETYPE``, ``_MISSING``, ``_MODE``, ``_OWNER``, ``_SIZE``.
+        StorageError: ``E_IO``.
+        UnavailableError: ``E_MEMORY``.
+    """
+    with open_folder(path.parent, asset=asset) as folder:
+        check_private(folder, path.parent, asset)
+        with open_regular(path.name, asset=asset, folder=folder) as file:
+            check_owner(file, where, asset)
+            size = size_of(file)
+            if size > largest:
+                raise asset.refuse("SIZE", where, f"{size} bytes", f"at most {largest}")
+            return read_span(file, where, 0, size, asset=asset)[0].tobytes()

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from jscc.runtime.backends.engines import check_machine, make_backend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, image_size, make_parser, positive
@@ -26,9 +24,10 @@ from jscc.runtime.engine_names import DEFAULT, ENGINES, EXACT
 from jscc.runtime.errors import JsccError, UnavailableError, UsageError
 from jscc.runtime.preprocess import geometry_of
 from jscc.runtime.private_folder import make_private
+from jscc.runtime.probe import make_sides, make_symbols
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
-from jscc.runtime.selftest import empty_sides, psnr_db
+from jscc.runtime.selftest import psnr_db
 from jscc.runtime.terminal import notice, say, say_json, table
 
 _SEED = 0
@@ -173,20 +172,14 @@ def _trial(bundle: Bundle, contestant: Contestant, ratios: tuple[float, ...]) ->
 def _receive(bundle: Bundle, receiver: Receiver, asked: Asked) -> Record:
     """Receive symbols that carry nothing."""
     manifest = bundle.manifest
-    padded = geometry_of(asked.size, manifest.image, manifest.image.max_pixels).padded
-    stride = manifest.signal.stride
-    shape = (2, manifest.signal.planes // 2, padded[0] // stride, padded[1] // stride)
-    real, imaginary = np.random.default_rng(_SEED).normal(0.0, 0.5**0.5, shape)
-    symbols = (real + 1j * imaginary).astype(np.complex64)
-    _, record = receiver.receive(
-        symbols,
+    return receiver.receive(
+        make_symbols(manifest, asked.size, seed=_SEED),
         Csi(manifest.signal.snr_db_default),
         seed=_SEED,
         steps=asked.steps if manifest.loops or manifest.descents else None,
         size=asked.size,
-        side=empty_sides(manifest, padded),
-    )
-    return record
+        side=make_sides(manifest, asked.size),
+    )[1]
 
 
 def _text(trials: Sequence[Trial], best: str) -> str:

@@ -14,8 +14,8 @@ from typing import Final
 
 from jscc.runtime.errors import DataError, JsccError
 from jscc.runtime.output_files import write_file
-from jscc.runtime.private_folder import check_owner, check_private, make_private
-from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of
+from jscc.runtime.private_folder import make_private, read_private
+from jscc.runtime.trust import Asset
 
 CUBIN: Final = Asset(DataError, "E_CUBIN", "Delete it; it is compiled again")
 LARGEST: Final = 1 << 24  # bytes of a file
@@ -75,14 +75,7 @@ class CubinCache:
         if not os.path.lexists(self._folder / key.file_name):
             return None
         where = f"cubin {str(self._folder / key.file_name)!r}"
-        with open_folder(self._folder, asset=CUBIN) as folder:
-            check_private(folder, self._folder, CUBIN)
-            with open_regular(key.file_name, asset=CUBIN, folder=folder) as descriptor:
-                check_owner(descriptor, where, CUBIN)
-                size = size_of(descriptor)
-                if size > LARGEST:
-                    raise CUBIN.refuse("SIZE", where, f"{size} bytes", f"at most {LARGEST}")
-                data = read_span(descriptor, where, 0, size, asset=CUBIN)[0].tobytes()
+        data = read_private(self._folder / key.file_name, where, LARGEST, CUBIN)
         return _content(data, key, where)
 
     def keep(self, key: CubinKey, cubin: bytes) -> None:

@@ -15,9 +15,9 @@ from typing import Final
 
 from jscc.runtime.errors import JsccError
 from jscc.runtime.output_files import write_file
-from jscc.runtime.private_folder import check_owner, check_private, make_private
+from jscc.runtime.private_folder import make_private, read_private
 from jscc.runtime.tensorrt.cache import ENGINE, EngineKey
-from jscc.runtime.trust import open_folder, open_regular, read_span, size_of
+from jscc.runtime.trust import open_regular
 
 SUFFIX: Final = ".timings"
 LARGEST: Final = 1 << 28  # bytes of a file
@@ -58,14 +58,7 @@ def read_timings(folder: Path, key: TimingsKey) -> bytes:
     if not os.path.isfile(path):
         return b""
     try:
-        with open_folder(folder, asset=ENGINE) as opened:
-            check_private(opened, folder, ENGINE)
-            with open_regular(path.name, asset=ENGINE, folder=opened) as descriptor:
-                check_owner(descriptor, str(path), ENGINE)
-                size = size_of(descriptor)
-                if size > LARGEST:
-                    return b""
-                data = read_span(descriptor, str(path), 0, size, asset=ENGINE)[0].tobytes()
+        data = read_private(path, f"timings {str(path)!r}", LARGEST, ENGINE)
     except JsccError:
         return b""
     digest, _, timings = data[len(key.line) :].partition(b"\n")

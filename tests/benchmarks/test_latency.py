@@ -15,10 +15,10 @@ from jscc.benchmarks import latency
 from jscc.benchmarks.cases import Case, weights_of
 from jscc.benchmarks.latency import measure, report, table
 from jscc.benchmarks.percentiles import figure, summary
-from jscc.benchmarks.probe import make_sides, make_symbols
 from jscc.benchmarks.report import versions
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeSession
 from jscc.runtime.errors import UnavailableError
+from jscc.runtime.probe import make_sides, make_symbols
 
 
 def make_case(**changes):
