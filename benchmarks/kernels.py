@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(compiler: str) -> Mapping[str, Any]:
-    """Compile every kernel for every architecture that the compiler knows.
+    """Compile every kernel for those of `ARCHITECTURES` that the compiler knows.
 
     Raises:
         UnavailableError: ``E_NVCC``, there is none, or it fails.
