@@ -1,8 +1,9 @@
 """Report: what nvcc makes of the kernels, as a Markdown table.
 
 ``python -m jscc.kernels.report`` compiles each kernel for those of `ARCHITECTURES` that this nvcc
-knows, warnings being errors, and prints what ptxas says: registers, stack and spilled bytes of a thread,
-shared memory of a block. Needs a CUDA toolkit, no device; with 69 it says that there is none.
+knows, warnings being errors, and prints what ptxas says: registers, stack and spilled bytes of a
+thread, shared memory of a block. Needs a CUDA toolkit, no device; with 69 it says that there is
+none.
 """
 
 import argparse
