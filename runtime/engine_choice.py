@@ -13,10 +13,10 @@ from typing import Final
 
 from jscc.runtime.declared import Json
 from jscc.runtime.engine_names import DEFAULT, ENGINES
-from jscc.runtime.errors import DataError, UnavailableError
+from jscc.runtime.errors import DataError
 from jscc.runtime.machine import describe_machine, software, version_of
 from jscc.runtime.output_files import write_file
-from jscc.runtime.private_folder import make_private, read_private
+from jscc.runtime.private_folder import cache_folder, make_private, read_private
 from jscc.runtime.trust import Asset, strict_json
 
 FORMAT: Final = 1
@@ -82,17 +82,8 @@ class Trial:
 
 
 def usual_folder() -> Path:
-    """Where choices are kept.
-
-    Raises:
-        UnavailableError: ``E_HOME``, this user has no home folder.
-    """
-    try:
-        return Path.home() / ".cache" / "jscc" / "choices"
-    except RuntimeError as error:
-        raise UnavailableError(
-            "E_HOME", "home: got none for this user, expected a folder. Set HOME, or use --engine."
-        ) from error
+    """Where choices are kept; see `jscc.runtime.private_folder.cache_folder`."""
+    return cache_folder("choices")
 
 
 def circumstances(bundle: str) -> Circumstances:

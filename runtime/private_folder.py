@@ -8,11 +8,25 @@ import os
 import stat
 from pathlib import Path
 
-from jscc.runtime.errors import OutputError
+from jscc.runtime.errors import OutputError, UnavailableError
 from jscc.runtime.trust import Asset, open_folder, open_regular, read_span, size_of
 
 MODE = 0o700
 _OTHERS = 0o077  # bits that let others in; a folder below a setgid one has bits besides
+
+
+def cache_folder(name: str) -> Path:
+    """Where this user's cache called `name` is.
+
+    Raises:
+        UnavailableError: ``E_HOME``, this user has no home folder.
+    """
+    try:
+        return Path.home() / ".cache" / "jscc" / name
+    except RuntimeError as error:
+        raise UnavailableError(
+            "E_HOME", "home: got none for this user, expected a folder. Set HOME."
+        ) from error
 
 
 def make_private(folder: Path, asset: Asset) -> None:

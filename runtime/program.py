@@ -180,9 +180,12 @@ class _Course(Generic[T]):
 
     def _answer(self, stage: Stage, results: Mapping[str, T]) -> Answer[T]:
         """What a loop's stage returned: its first output, and others by their names."""
-        floats = {name: self._arithmetic.cast(each, "float32") for name, each in results.items()}
-        clean = floats[stage.entry.outputs[0].name]
-        return Answer(clean, floats.get("grad"), floats.get("direction"))
+        cast = self._arithmetic.cast
+        grad, direction = (
+            cast(results[name], "float32") if name in results else None
+            for name in ("grad", "direction")
+        )
+        return Answer(cast(results[stage.entry.outputs[0].name], "float32"), grad, direction)
 
     def _descend(self, name: str) -> None:
         """Run a descent, on the host; its tensors are what it renders."""

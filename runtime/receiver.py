@@ -241,9 +241,9 @@ class Receiver:
         except UnavailableError as error:
             if error.code != "E_MEMORY":
                 raise
-        # The engine has been built anew; smaller batches, then a single image once more.
+        # What nobody uses has been given back; images one by one need less.
         count = len(job.admitted)
-        notes = ("ran out of memory: engine built anew" + ", images one by one" * (count > 1),)
+        notes = ("ran out of memory: tried again" + ", images one by one" * (count > 1),)
         results = [self._run(job.only(index), begun, notes) for index in range(count)]
         images = np.concatenate([pixels for pixels, _ in results])
         return images, tuple(record for _, records in results for record in records)

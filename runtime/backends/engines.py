@@ -3,7 +3,7 @@
 NOTE: each is imported when it is asked for; one may be missing on the machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jscc.runtime.backends.base import Backend
 from jscc.runtime.engine_names import DEFAULT, ENGINES, OPENVINO, TENSORRT
@@ -70,3 +70,8 @@ def check_machine(engine: str) -> None:
                 f"engine {engine!r}: got a processor with {' '.join(features) or 'nothing known'}, "
                 f"expected one of {', '.join(sorted(_BFLOAT16))}. Take openvino.",
             )
+
+
+def ran_on(engine: str, providers: Iterable[str]) -> bool:
+    """Whether an engine ran any stage itself, by what its stages ran on."""
+    return engine != TENSORRT or any("cuda" in provider for provider in providers)

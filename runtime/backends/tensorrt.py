@@ -21,6 +21,7 @@ from jscc.runtime.device.device import open_device
 from jscc.runtime.device.station import station_of
 from jscc.runtime.errors import JsccError, UnavailableError, UsageError
 from jscc.runtime.manifest import StageEntry
+from jscc.runtime.private_folder import cache_folder
 from jscc.runtime.tensorrt.build import Plan
 from jscc.runtime.tensorrt.cache import EngineCache, EngineKey, hash_graph
 from jscc.runtime.tensorrt.lane import Place
@@ -30,8 +31,8 @@ from jscc.runtime.tensorrt.supply import Supply, Tell
 
 
 def usual_folder() -> Path:
-    """Where engines are kept unless somebody says otherwise."""
-    return Path.home() / ".cache" / "jscc" / "engines"
+    """Where engines are kept unless somebody says otherwise; see `cache_folder`."""
+    return cache_folder("engines")
 
 
 def find_place(folder: Path | None = None) -> Place:
@@ -85,7 +86,7 @@ class TensorRtBackend:
     def name(self) -> str:
         """Library and version; without one, what runs instead."""
         try:
-            return find_place().library.named
+            return find_place(self.folder).library.named
         except UnavailableError:
             return self.fallback().name
 

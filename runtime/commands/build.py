@@ -12,12 +12,12 @@ from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, display, make_parser
 from jscc.runtime.errors import JsccError, UsageError
 from jscc.runtime.private_folder import make_private
-from jscc.runtime.tensorrt.build import Plan, build_engine
+from jscc.runtime.tensorrt.build import Plan
 from jscc.runtime.tensorrt.cache import ENGINE, EngineCache, EngineKey, hash_graph
 from jscc.runtime.tensorrt.library import RTX, Library, load_library
 from jscc.runtime.tensorrt.progress import Announcer, left
 from jscc.runtime.tensorrt.spans import Span, parse_shapes, stage_spans, usual_images
-from jscc.runtime.tensorrt.timings import TimingsKey, keep_timings, read_timings
+from jscc.runtime.tensorrt.timings import build_timed
 from jscc.runtime.terminal import notice, say, say_json, table
 
 
@@ -222,14 +222,12 @@ def _found(job: Job, cache: EngineCache) -> Row | None:
 
 def _build(job: Job, library: Library, cache: EngineCache, what: str) -> Row:
     plan, key = job.plan, job.key
-    announcer, timed = Announcer(notice, what), TimingsKey.of(job.key)
+    announcer = Announcer(notice, what)
     try:
-        timings = read_timings(cache.folder, timed)
-        built = build_engine(library, plan, announcer.advance, timings)
+        built = build_timed(library, plan, announcer.advance, cache.folder, key)
         path = cache.keep(key, plan.spans, built.data, built.parse_s + built.build_s)
     except JsccError as error:
         return Row(plan.stage, key.target, job.nodes, plan.spans, error)
-    keep_timings(cache.folder, timed, built.timings)
     announcer.finish()
     return Row(
         plan.stage,

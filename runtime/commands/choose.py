@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jscc.runtime.backends.engines import check_machine, make_backend
+from jscc.runtime.backends.engines import check_machine, make_backend, ran_on
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_json, image_size, make_parser, positive
 from jscc.runtime.csi import Csi
@@ -107,8 +107,6 @@ def try_all(
 ) -> list[Trial]:
     """Receive in turns with the default engine, two engines in memory at a time."""
     usual = _load(bundle, DEFAULT, asked)
-    if usual.receiver is not None and set(engines) <= {DEFAULT}:
-        _take_turns(bundle, [usual], asked, clock)
     trials = []
     for engine in engines:
         if engine == DEFAULT:
@@ -141,7 +139,7 @@ def _load(bundle: Bundle, engine: str, asked: Asked) -> Contestant:
         raise
     except JsccError as error:
         return Contestant(engine, reason=error.message)
-    if receiver.backend != backend.name or len(record.fallbacks) >= len(record.providers):
+    if receiver.backend != backend.name or not ran_on(engine, record.providers.values()):
         return Contestant(engine, reason=record.fallbacks[0])
     return Contestant(engine, receiver, "; ".join(record.fallbacks))
 

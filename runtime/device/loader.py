@@ -60,8 +60,13 @@ class KernelLoader:
             try:
                 self._cache.keep(key, cubin)
             except JsccError as error:
-                self._notes.append(reason_of(error))
+                self._note(error)
         return module
+
+    def _note(self, error: JsccError) -> None:
+        """Say once what goes for every kernel."""
+        if (reason := reason_of(error)) not in self._notes:
+            self._notes.append(reason)
 
     def _kept(self, key: CubinKey) -> Any:
         """The module in the cache; None, with a note if something is wrong, where there is none."""
@@ -71,7 +76,7 @@ class KernelLoader:
             cubin = self._cache.find(key)
             return None if cubin is None else self._device.load(cubin)
         except JsccError as error:
-            self._notes.append(reason_of(error))
+            self._note(error)
             return None
 
     def _key(self, kernel: str, source: str) -> CubinKey:

@@ -8,7 +8,6 @@ NOTE: never executed on a device; see `jscc.runtime.device.bindings`.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -74,14 +73,17 @@ class Reception:
             return "the noise is the caller's own"
         for name in self.program.descents:
             return f"{name!r} is a descent"
+        return next(filter(None, self._reasons()), "")
+
+    def _reasons(self) -> Iterator[str]:
+        """What may speak against it, the cheapest to know first; empty where it does not."""
         stages = tuple(_stages(self.program, self.run, self.image))
-        reasons = chain(
-            (_reason_of_stage(stage, self.run) for stage in stages),
-            (_reason_of_dtypes(self.program, stages, self.run, self.image) for _ in range(1)),
-            (_reason_of_engine(stage, self.run) for stage in stages),
-            (self.station.unfit() for _ in range(1)),
-        )
-        return next(filter(None, reasons), "")
+        for stage in stages:
+            yield _reason_of_stage(stage, self.run)
+        yield _reason_of_dtypes(self.program, stages, self.run, self.image)
+        for stage in stages:
+            yield _reason_of_engine(stage, self.run)
+        yield self.station.unfit()
 
     def receive(
         self,

@@ -67,7 +67,6 @@ class Built:
         parse_s: Seconds of reading the graph.
         build_s: Seconds of compiling it.
         cpu_s: Seconds of processor time that both took, all threads of this process together.
-        layers: Of the network as it was read.
         timings: What the library measured meanwhile, for the next build; empty where nothing.
     """
 
@@ -75,7 +74,6 @@ class Built:
     parse_s: float
     build_s: float
     cpu_s: float
-    layers: int
     timings: bytes = b""
 
 
@@ -127,7 +125,6 @@ def build_engine(
         parsed - begun,
         time.monotonic() - parsed,
         time.process_time() - busy,
-        int(network.num_layers),
         b"" if measured is None else bytes(measured.serialize()),
     )
 

@@ -72,10 +72,6 @@ class Engine:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
 
-    def profiles(self) -> tuple[tuple[int, Span], ...]:
-        """Number and span of each profile."""
-        return tuple(enumerate(self.spans or (Span(),)))
-
     @property
     def names(self) -> frozenset[str]:
         """Its tensors; inputs that nothing uses are none of them."""

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from jscc.runtime.errors import JsccError, UnavailableError
 from jscc.runtime.private_folder import make_private
-from jscc.runtime.tensorrt.build import Plan, build_engine
+from jscc.runtime.tensorrt.build import Plan
 from jscc.runtime.tensorrt.cache import DAMAGED, ENGINE, EngineCache, EngineKey
 from jscc.runtime.tensorrt.engine import Engine, EngineError, load_engine
 from jscc.runtime.tensorrt.lane import Place
 from jscc.runtime.tensorrt.progress import Announcer
 from jscc.runtime.tensorrt.shelf import Sizes
 from jscc.runtime.tensorrt.spans import Span
-from jscc.runtime.tensorrt.timings import TimingsKey, keep_timings, read_timings
+from jscc.runtime.tensorrt.timings import build_timed
 
 Tell = Callable[[str], None]
 _MOST_NOTES = 16  # of a session; the latest stay
@@ -61,7 +61,6 @@ class Supply:
         self._key = key
         self._tell = tell
         self._notes: deque[str] = deque(maxlen=_MOST_NOTES)
-        self._timings = b""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -122,12 +121,8 @@ class Supply:
         begun = time.monotonic()
         what = f"stage {self.stage!r}: building an engine for {', '.join(map(str, spans))}"
         announcer = Announcer(self._tell, what)
-        timed = TimingsKey.of(self._key)
-        timings = read_timings(self._cache.folder, timed) or self._timings
         with self._cache.building(file):
-            built = build_engine(library, wanted, announcer.advance, timings)
-        self._timings = built.timings
-        keep_timings(self._cache.folder, timed, built.timings)
+            built = build_timed(library, wanted, announcer.advance, self._cache.folder, self._key)
         announcer.finish()
         name = ""
         try:

@@ -8,6 +8,7 @@ time. RTX's builds measure nothing, so there are no files of theirs.
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Final
 from jscc.runtime.errors import JsccError
 from jscc.runtime.output_files import write_file
 from jscc.runtime.private_folder import make_private, read_private
+from jscc.runtime.tensorrt.build import Built, Plan, build_engine
 from jscc.runtime.tensorrt.cache import ENGINE, EngineKey
-from jscc.runtime.trust import open_regular
+from jscc.runtime.tensorrt.library import Library
+from jscc.runtime.trust import open_folder, open_regular, strict_json
 
 SUFFIX: Final = ".timings"
 LARGEST: Final = 1 << 28  # bytes of a file
@@ -74,20 +77,36 @@ def keep_timings(folder: Path, key: TimingsKey, timings: bytes) -> None:
         make_private(folder, ENGINE)
         content = b"".join((key.line, _digest(timings), b"\n", timings))
         write_file(folder / key.file_name, content, force=True)
-        for path in folder.glob(f"*{SUFFIX}"):
-            if path.name != key.file_name and _is_older(path, key):
-                path.unlink(missing_ok=True)
+        with open_folder(folder, asset=ENGINE) as opened:
+            for name in os.listdir(opened):
+                if name.endswith(SUFFIX) and name != key.file_name and _is_older(opened, name, key):
+                    os.unlink(name, dir_fd=opened)
 
 
-def _is_older(path: Path, key: TimingsKey) -> bool:
+def _is_older(folder: int, name: str, key: TimingsKey) -> bool:
     """Whether these are of another version of the library, for the same device."""
     try:
-        with open_regular(path, asset=ENGINE) as descriptor:
-            head = json.loads(os.read(descriptor, _LINE).partition(b"\n")[0])
-    except (OSError, ValueError, JsccError):
+        with open_regular(name, asset=ENGINE, folder=folder) as descriptor:
+            head = os.read(descriptor, _LINE).partition(b"\n")[0]
+        made = strict_json(head, limit=_LINE)
+    except (OSError, JsccError):
         return False
-    made = head if isinstance(head, dict) else {}
-    return made.get("target") == key.target and made.get("library") != key.library
+    same = isinstance(made, dict) and made.get("target") == key.target
+    return same and isinstance(made, dict) and made.get("library") != key.library
+
+
+def build_timed(
+    library: Library,
+    plan: Plan,
+    advance: Callable[[float], None],
+    folder: Path,
+    key: EngineKey,
+) -> Built:
+    """Build with what earlier builds measured, and keep what this one did; see `build_engine`."""
+    timed = TimingsKey.of(key)
+    built = build_engine(library, plan, advance, read_timings(folder, timed))
+    keep_timings(folder, timed, built.timings)
+    return built
 
 
 def _digest(data: bytes) -> bytes:

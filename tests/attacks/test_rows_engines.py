@@ -221,7 +221,7 @@ def test_row_50_a_batch_that_does_not_fit_goes_one_by_one(backend, library, cuda
     for symbols, image, record in zip(batch, images, records, strict=True):
         assert np.abs(image - truth(symbols)).max() <= 1
         assert record.providers == {"decode": "cuda"}
-        assert record.fallbacks == ("ran out of memory: engine built anew, images one by one",)
+        assert record.fallbacks == ("ran out of memory: tried again, images one by one",)
 
 
 def test_row_50_a_device_that_is_lost_loses_no_image(backend, library, cuda, codec, truth):

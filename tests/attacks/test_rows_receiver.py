@@ -461,5 +461,5 @@ def test_row_50_a_device_out_of_memory_loses_no_later_image(codec):
         session._session = Exhausted()
         image, record = device.receive(good(), CSI, seed=0)
         assert np.array_equal(image, expected)
-        assert record.fallbacks == ("ran out of memory: engine built anew",)
+        assert record.fallbacks == ("ran out of memory: tried again",)
     assert device.receive(good(), CSI, seed=0)[1].fallbacks == ()

@@ -259,7 +259,7 @@ def test_a_batch_that_does_not_fit_is_received_one_by_one(diffusion_bundle):
     images, records = device.receive_batch(symbols, [CSI] * 2, seed=0, frame=5, side=CONTEXT)
     assert not np.array_equal(images[0], images[1])
     assert [record.frame for record in records] == [5, 6]
-    assert records[0].fallbacks == ("ran out of memory: engine built anew, images one by one",)
+    assert records[0].fallbacks == ("ran out of memory: tried again, images one by one",)
 
 
 def test_an_image_that_does_not_fit_alone_is_an_error(diffusion_bundle):

@@ -50,7 +50,6 @@ def test_weights_that_lie_outside_reach_the_library(library, shared_bundles, tmp
     built = build_engine(library, plan_of(bundle, "denoise"))
     assert data in bytes(built.data)
     assert [path.name for path in tmp_path.iterdir()] == ["denoise.onnx.data"]
-    assert built.layers == 3
 
 
 def test_weights_that_find_no_room_are_one_line(shared_bundles, tmp_path):

@@ -72,3 +72,15 @@ def test_a_folder_that_cannot_be_made_costs_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     keep_timings(tmp_path / "file" / "engines", KEY, DATA)
     assert read_timings(tmp_path / "file" / "engines", KEY) == b""
+
+
+def test_those_of_other_versions_for_the_device_go(folder):
+    """And nothing else does, whatever lies there."""
+    others = [TimingsKey("tensorrt 10.3.0", "sm_89"), TimingsKey("tensorrt 10.4.0", KEY.target)]
+    keep_timings(folder, others[0], DATA)
+    (folder / "deep.timings").write_bytes(b"[" * 4096)
+    (folder / "link.timings").symlink_to(folder / KEY.file_name)
+    keep_timings(folder, others[1], b"new")
+    names = {path.name for path in folder.iterdir()}
+    kept = {other.file_name for other in others}
+    assert names == {"deep.timings", "link.timings", *kept}
