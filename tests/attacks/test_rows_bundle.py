@@ -8,7 +8,6 @@ import shutil
 import stat
 import struct
 import threading
-import time
 import tracemalloc
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import tiny_bundle
+from effort import little_effort
 from jscc.runtime import archive
 from jscc.runtime.archive import Entry, directory, local_header
 from jscc.runtime.bundle import Bundle, write_bundle
@@ -171,9 +171,8 @@ def test_row_18_what_is_no_file_is_refused_at_once(folder, tmp_path):
         shutil.copytree(folder, bundle)
         (bundle / "graphs" / "decode.onnx").unlink()
         make(bundle / "graphs" / "decode.onnx")
-        start = time.perf_counter()
-        assert code_of(bundle) == "E_BUNDLE_FILETYPE", make
-        assert time.perf_counter() - start < 1
+        with little_effort():
+            assert code_of(bundle) == "E_BUNDLE_FILETYPE", make
         shutil.rmtree(bundle)
 
 
@@ -378,9 +377,8 @@ def test_row_20_other_zips_are_refused_from_their_directory(packed, tmp_path):
     for kind, data in zip_mutants(files, packed):
         target.write_bytes(data)
         tracemalloc.start()
-        start = time.perf_counter()
-        code = code_of(target)
-        assert time.perf_counter() - start < 1, kind
+        with little_effort(kind):
+            code = code_of(target)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20, kind
         tracemalloc.stop()
         assert code == ("E_BUNDLE_PATH" if kind == "lie 28" else "E_BUNDLE_ZIP"), kind
@@ -427,11 +425,10 @@ LOOSE = [
 def test_row_21_loose_json_is_refused(text):
     for encoding in ("utf-8", "utf-16"):
         data = text.encode(encoding, "surrogatepass")
-        start = time.perf_counter()
-        with pytest.raises(BundleError, match=r"manifest.json at /") as caught:
-            parse_manifest(data)
-        assert caught.value.code == "E_MANIFEST"
-        assert time.perf_counter() - start < 1
+        with little_effort():
+            with pytest.raises(BundleError, match=r"manifest.json at /") as caught:
+                parse_manifest(data)
+            assert caught.value.code == "E_MANIFEST"
 
 
 @settings(max_examples=500, deadline=None)
@@ -544,11 +541,10 @@ def test_row_26_a_million_nodes_are_refused_in_time():
     while size:
         length += bytes([size & 0x7F | (0x80 if size >> 7 else 0)])
         size >>= 7
-    start = time.perf_counter()
-    with pytest.raises(BundleError, match="got more than 100000 items of field 1") as caught:
-        summarise(b"\x3a" + length + body)
-    assert caught.value.code == "E_GRAPH_POLICY"
-    assert time.perf_counter() - start < 10
+    with little_effort():
+        with pytest.raises(BundleError, match="got more than 100000 items of field 1") as caught:
+            summarise(b"\x3a" + length + body)
+        assert caught.value.code == "E_GRAPH_POLICY"
 
 
 def test_row_26_nesting_without_end_is_refused():

@@ -5,12 +5,12 @@ import json
 import os
 import struct
 import tarfile
-import time
 import zlib
 
 import numpy as np
 import pytest
 
+from effort import little_effort
 from jscc.__main__ import main
 from jscc.runtime.errors import ImageError, JsccError, SymbolsError, UsageError
 from jscc.runtime.frame import Frame
@@ -52,10 +52,8 @@ def edit(path, where=("global",), **fields):
 
 def refused(path, code):
     """The message of the `SymbolsError` that reading `path` ends with, within a second."""
-    started = time.process_time()
-    with pytest.raises(SymbolsError) as caught:
+    with little_effort(), pytest.raises(SymbolsError) as caught:
         read_symbols(path)
-    assert time.process_time() - started < 1.0
     assert caught.value.code == code
     assert caught.value.exit_status == 65
     return caught.value.message
@@ -162,11 +160,10 @@ def png_claiming(height, width):
 
 @pytest.mark.parametrize(("height", "width"), [(10**5, 10**5), (1, 2**31 - 1), (2**31 - 1, 1)])
 def test_row_34_an_image_to_send_that_claims_to_be_huge(height, width):
-    started = time.process_time()
-    with pytest.raises(ImageError, match="expected at most 16777216 pixels") as caught:
-        decode_image("x", png_claiming(height, width))
-    assert caught.value.code == "E_IMG_SIZE"
-    assert time.process_time() - started < 1.0
+    with little_effort():
+        with pytest.raises(ImageError, match="expected at most 16777216 pixels") as caught:
+            decode_image("x", png_claiming(height, width))
+        assert caught.value.code == "E_IMG_SIZE"
 
 
 @pytest.mark.parametrize(
@@ -333,11 +330,10 @@ def npy(shape, data=b"", *, descr="<c8", version=1, padding=0):
 def test_row_36_npy_headers_that_lie(tmp_path, content):
     path = tmp_path / "a.npy"
     path.write_bytes(content)
-    started = time.process_time()
-    with pytest.raises(SymbolsError, match="got ") as caught:
-        read_symbols(path)
-    assert caught.value.code in ("E_NPY", "E_SYM_COUNT")
-    assert time.process_time() - started < 1.0
+    with little_effort():
+        with pytest.raises(SymbolsError, match="got ") as caught:
+            read_symbols(path)
+        assert caught.value.code in ("E_NPY", "E_SYM_COUNT")
 
 
 def test_row_36_npy_of_a_side_input(tmp_path, shared_bundles, recording, capsys):

@@ -4,7 +4,6 @@ Everywhere: a typed error with a code, no image, and a receiver that goes on wor
 """
 
 import dataclasses
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_bundle
+from effort import little_effort
 from fake_engine import FakeBackend
 from jscc.runtime.backends import onnxruntime as engine
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -138,10 +138,8 @@ def test_row_29_a_million_symbols_are_checked_in_no_time(codec):
     device = Receiver(large, backend=ENGINE, selftest=False)
     symbols = good(shape=(2, 512, 1024))
     symbols[1, 511, 1023] = np.nan
-    begun = time.process_time()
-    with pytest.raises(SymbolsError, match="the first at 1048575"):
+    with little_effort(), pytest.raises(SymbolsError, match="the first at 1048575"):
         device.receive(symbols, CSI, seed=0)
-    assert time.process_time() - begun < 1.0
 
 
 LEVELS = [0.0, 1e-30, 1e-45, 1e-3, 20.0, 1e10, 1e19, 1e30, 3e38]

@@ -2,13 +2,13 @@
 
 import json
 import re
-import time
 import zipfile
 
 import numpy as np
 import pytest
 
 import rated_bundle
+from effort import little_effort
 from jscc.__main__ import main
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import JsccError, SymbolsError
@@ -35,11 +35,10 @@ def test_row_03_an_npz_that_unpacks_to_a_hundred_times_its_size(tmp_path):
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, symbols=np.zeros((1, 1, 1, 1 << 22), np.complex64))
     assert path.stat().st_size < 1 << 20
-    started = time.process_time()
-    with pytest.raises(SymbolsError, match="got 'symbols.npy' compressed, expected") as caught:
-        read_symbols(path)
-    assert caught.value.code == "E_NPZ"
-    assert time.process_time() - started < 1.0
+    with little_effort():
+        with pytest.raises(SymbolsError, match="got 'symbols.npy' compressed, expected") as caught:
+            read_symbols(path)
+        assert caught.value.code == "E_NPZ"
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"nan"', "true", "[]"])
@@ -91,8 +90,8 @@ def test_row_36_more_side_values_than_any_bundle_has(tmp_path):
     document = json.loads(path.read_text())
     document["annotations"][0]["jscc:side"] = {"power": [1.0] * 100_000}
     path.write_text(json.dumps(document))
-    started = time.process_time()
-    with pytest.raises(SymbolsError, match='got "100000 values", expected at most 4096') as caught:
-        read_symbols(path)
-    assert caught.value.code == "E_SIDE_SIZE"
-    assert time.process_time() - started < 1.0
+    expected = 'got "100000 values", expected at most 4096'
+    with little_effort():
+        with pytest.raises(SymbolsError, match=expected) as caught:
+            read_symbols(path)
+        assert caught.value.code == "E_SIDE_SIZE"

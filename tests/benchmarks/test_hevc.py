@@ -106,7 +106,7 @@ def test_foreign_bytes_are_refused():
     assert caught.value.code == "E_HEVC"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not KODAK.is_dir(), reason="the Kodak images are not beside the repo")
 def test_kodak_comes_out_as_noted():
     # Measured elsewhere with the same encoder on these six images: 27.04 dB, with the parameter

@@ -76,7 +76,7 @@ def test_a_compiler_that_is_none_is_one_line(tmp_path, capsys, text, words):
     assert not out.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_entry_is_recorded(tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not on this machine")

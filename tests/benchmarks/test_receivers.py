@@ -157,7 +157,12 @@ def test_the_modules_in_pytorch_receive_the_same_picture(tmp_path, capsys):
         params.update(channel_mult=[1], attention_resolutions=[])
     checkpoint = str(tiny_checkpoint.write_control_ldm(tmp_path / "ldm", config))
     path = tmp_path / "ldm.jscc"
-    assert export(["--model", "diffjscc", "--checkpoint", checkpoint, "-o", str(path)]) == 0
+    assert (
+        export(
+            ["--model", "diffjscc", "--checkpoint", checkpoint, "--size", "64x64", "-o", str(path)]
+        )
+        == 0
+    )
     folder = tmp_path / "images"
     folder.mkdir()
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)

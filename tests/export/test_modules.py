@@ -71,7 +71,7 @@ def test_the_bundle_does_what_the_modules_do(tmp_path: Path) -> None:
     assert np.abs(gap).max() <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_without_snr_and_with_pairs(tmp_path: Path) -> None:
     """Consecutive values of the flattened code are real and imaginary part of one symbol."""
 

@@ -162,6 +162,17 @@ def gap(spec: StageSpec, fed: Arrays, said: Arrays) -> float:
     return float(np.linalg.norm(said["grad"] - expected) / np.linalg.norm(expected))
 
 
+def test_another_size_than_the_tile_is_refused_before_the_work(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [part for each in named(checkpoints, "inn") for part in ("--checkpoint", each)]
+    path = tmp_path / "x.jscc"
+    assert main(["--model", "sing_inn", *given, "--size", "32x48", "-o", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "--size: got 32x48, expected 32x32 or dynamic: stage 'guided' is made for one" in told
+    assert not path.exists()
+
+
 def test_the_guide_pulls(sing: Link) -> None:
     """Guided and plain differ, no weight is no guide, and the cheap guide is another one."""
     guided, record = sing.receive()
@@ -234,6 +245,7 @@ def test_the_guide_weighs_as_the_snr_says(commin: Link, capsys: pytest.CaptureFi
     assert "30 at 1 dB, 10 at 13 dB by inn" in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_commin_says_what_it_is(commin: Link) -> None:
     manifest = commin.bundle.manifest
     assert (manifest.system, manifest.format) == ("commin", 2)

@@ -166,7 +166,7 @@ def test_a_receiver_conditions_and_renders_through_it(
     checkpoint: Path, tiny: tuple[Path, Path], tmp_path: Path
 ) -> None:
     files = [part for file in tiny for part in ("--tiny", str(file))]
-    assert export(checkpoint, tmp_path / "x.jscc", "--vae", "tiny", *files) == 0
+    assert export(checkpoint, tmp_path / "x.jscc", "--vae", "tiny", *files, "--size", "64x96") == 0
     bundle = Bundle.open(tmp_path / "x.jscc")
     assert bundle.manifest.variant == "DiffJSCC, tiny autoencoder"
     assert set(bundle.manifest.source.networks) == {"model", "tiny"}

@@ -76,12 +76,14 @@ def vectors() -> Arrays:
     return load_file(GOLDEN / "tiny-cnn" / "io.safetensors")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+@pytest.fixture(
+    scope="module", params=["128x192", pytest.param("dynamic", marks=pytest.mark.exhaustive)]
+)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny ControlLDM with its context left open, exported by the command."""
     path = tmp_path_factory.mktemp("golden") / "tiny.jscc"
     command = ["--model", "diffjscc", "--checkpoint", str(GOLDEN / "tiny-cnn"), "--text", "side"]
-    assert main([*command, "-o", str(path)]) == 0
+    assert main([*command, "--size", request.param, "-o", str(path)]) == 0
     return Bundle.open(path)
 
 

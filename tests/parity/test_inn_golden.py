@@ -316,7 +316,7 @@ def test_guided_step(golden: Arrays, parts: dict[str, str], tmp_path: Path, case
     source, _ = gather(system, request)
     plan = system.plan(source, Options(extra=options(golden, case)))
     spec = next(spec for spec in plan.stages if spec.name == "guided")
-    entry = lower(spec, tmp_path, Sizes(plan.image.multiple), "fp32").entry
+    entry = lower(spec, tmp_path, Sizes(plan.image.multiple, (32, 32)), "fp32").entry
     graph = (tmp_path / "guided.onnx").read_bytes()
     session = OnnxRuntimeBackend(threads=1).load("guided", entry, graph, {})
     assert_golden(plan.loops["denoise"], Stage("guided", entry, session), golden, case)

@@ -167,7 +167,7 @@ def test_a_round_of_the_search(
             assert np.abs(moved).max() <= LATENT_TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("number", "stage"), [(0, "carry_1"), (1, "render")])
 def test_what_a_round_leaves(
     searched: tuple[RecordingBackend, Record], vectors: Arrays, number: int, stage: str
@@ -183,7 +183,7 @@ def test_what_a_round_leaves(
         assert np.abs(features - vectors["ilo.round0.gen_out"]).max() <= LATENT_TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_picture_is_that_of_the_last_variables(
     searched: tuple[RecordingBackend, Record], vectors: Arrays, generator: Generator
 ) -> None:

@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import time
 
 import numpy as np
 import onnx
 import pytest
 
 import tiny_bundle
+from effort import little_effort
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.errors import BundleError
 from jscc.runtime.manifest import serialise_manifest
@@ -193,7 +193,6 @@ def test_a_large_bundle_is_read_once_and_quickly(tmp_path):
     (tmp_path / "big").write_bytes(bytes(size))
     files |= {"graphs/denoise.onnx": model.SerializeToString(), "graphs/big.data": tmp_path / "big"}
     write_bundle(tmp_path / "big.jscc", dataclasses.replace(manifest), files)
-    start = time.perf_counter()
-    bundle = Bundle.open(tmp_path / "big.jscc")
-    assert time.perf_counter() - start < 5
+    with little_effort():
+        bundle = Bundle.open(tmp_path / "big.jscc")
     assert bundle.external("denoise")["big.data"].nbytes == size

@@ -1,7 +1,6 @@
 """What the walk tells of a graph is what the onnx package tells; what is dangerous is refused."""
 
 import math
-import time
 
 import numpy as np
 import onnx
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import tiny_bundle
+from effort import little_effort
 from jscc.runtime import graph_walk
 from jscc.runtime.errors import BundleError
 from jscc.runtime.graphs import check_policy, summarise
@@ -390,9 +390,8 @@ def test_a_large_graph_is_walked_in_time():
         helper.make_node("Conv", ["x", "x"], [f"y{i}"], pads=[1, 1, 1, 1]) for i in range(20_000)
     ]
     data = built(*nodes).SerializeToString()
-    start = time.perf_counter()
-    assert summarise(data).nodes == 20_000
-    assert time.perf_counter() - start < 10
+    with little_effort():
+        assert summarise(data).nodes == 20_000
 
 
 def test_growth_is_finite_for_ordinary_graphs():

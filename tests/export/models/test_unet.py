@@ -331,7 +331,7 @@ def export(module, example, shapes, path):
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_exported_graph_agrees_at_other_sizes(tmp_path, rng, randomise):
     networks = [randomise(Control.from_config(CONTROL)), randomise(Unet.from_config(UNET))]
     fused = Fused(*networks).eval()
