@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jscc.export.lower import Lowered, Sizes, lower, release_memory
+from jscc.export.proof import SYMBOLS
 from jscc.export.sharing import share_weights
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.declared import needed_format
 from jscc.runtime.errors import UsageError
 from jscc.runtime.manifest import Manifest, Selftest, SelftestCsi, TensorEntry
+from jscc.runtime.ports import split_dim
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.selftest import empty_sides
 from jscc.runtime.sides import ENCODE
@@ -79,7 +81,7 @@ def export(system: System, source: WeightSource, order: Order, progress: Progres
     """
     check_destination(order.destination, overwrite=order.overwrite)  # before the long work
     plan = system.plan(source, order.options)
-    sizes = Sizes(plan.image.multiple, _checked_size(order.size, plan.image.multiple))
+    sizes = Sizes(plan.image.multiple, _checked_size(order.size, plan))
     with tempfile.TemporaryDirectory(
         prefix=f".{order.destination.name}.export.", dir=order.destination.resolve().parent
     ) as scratch:
@@ -105,14 +107,35 @@ def export(system: System, source: WeightSource, order: Order, progress: Progres
         )
 
 
-def _checked_size(size: tuple[int, int] | None, multiple: int) -> tuple[int, int] | None:
-    if size is not None and any(side <= 0 or side % multiple for side in size):
+def _checked_size(size: tuple[int, int] | None, plan: Plan) -> tuple[int, int] | None:
+    """`size`, if every stage of `plan` can be made for it."""
+    multiple, tile = plan.image.multiple, plan.image.tile
+    if size is None:
+        return None
+    if any(side <= 0 or side % multiple for side in size):
         raise UsageError(
             "E_SIZE",
             f"--size: got {size[0]}x{size[1]}, expected multiples of {multiple}. "
             "Round up; images are padded to it.",
         )
+    if size != (tile, tile) and (stages := _of_one_tile(plan)):
+        raise UsageError(
+            "E_SIZE",
+            f"--size: got {size[0]}x{size[1]}, expected {tile}x{tile} or dynamic: stage "
+            f"{stages[0]!r} is made for one tile. Leave it out; larger images run tile by tile.",
+        )
     return size
+
+
+def _of_one_tile(plan: Plan) -> list[str]:
+    """Guides' stages that leave neither height nor width open."""
+    guides = {guide for loop in plan.loops.values() for guide in loop.guides.values()}
+    found = []
+    for spec in plan.stages:
+        dims = {dim for port in spec.inputs for dim in port.shape if isinstance(dim, str)}
+        if spec.name in guides and not any(split_dim(dim)[0] in SYMBOLS for dim in dims):
+            found.append(spec.name)
+    return found
 
 
 def _store(
