@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jscc.benchmarks.cases import describe_bundle
+from jscc.benchmarks.receivers_memory import peak_alone_mib
 from jscc.benchmarks.report import finite, markdown_table, provenance, spread, write_result
 from jscc.calibration.collect import Grid, send_all
 from jscc.calibration.images import describe_images, find_images, read_image
@@ -31,7 +32,7 @@ from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import decibels, image_size, positive, seed
 from jscc.runtime.csi import Csi
 from jscc.runtime.errors import UsageError
-from jscc.runtime.machine import available_threads
+from jscc.runtime.machine import available_threads, peak_rss_mib
 from jscc.runtime.output_files import check_destination
 from jscc.runtime.probe import make_sides, make_symbols
 from jscc.runtime.receiver import Receiver
@@ -168,6 +169,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", action="append", default=[], help="likewise")
     parser.add_argument("--random-weights", type=int, metavar="SEED", help="likewise")
+    parser.add_argument(
+        "--memory", action="store_true", help="measure each one's peak memory too, alone"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the measurement here")
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
 
@@ -183,6 +187,7 @@ def run(options: argparse.Namespace) -> int:
     heard, images = _heard(first, options)
     signal = first.manifest.signal
     del first
+    peaks = _peaks(options, heard[0].size, threads)
     loaded = _load_all(options.contestants, options, threads, signal)
     for contestant, (receiver, _, _) in zip(options.contestants, loaded, strict=True):
         if contestant is _first_with(contestant, options.contestants):
@@ -205,12 +210,33 @@ def run(options: argparse.Namespace) -> int:
         "size": list(options.size) if images is None else None,
         "images": images,
         "snr_db": heard[0].csi.snr_db,
-        "contestants": _contestants(options.contestants, loaded, heard, lpips),
+        "peak_rss_mib": peak_rss_mib(),
+        "contestants": [
+            {**figures, "peak_mib": peak}
+            for figures, peak in zip(
+                _contestants(options.contestants, loaded, heard, lpips), peaks, strict=True
+            )
+        ],
     }
     say(f"{table(document)}\n{stages_table(document)}")
     if options.json is not None:
         write_result(options.json, "receivers", document)
     return 0
+
+
+def _peaks(options: argparse.Namespace, size: tuple[int, int], threads: int) -> list[float | None]:
+    """Peak memory of each contestant, measured before anything is loaded here; None unasked.
+
+    Those that differ in steps only have one measurement.
+    """
+    if not options.memory:
+        return [None] * len(options.contestants)
+    known: dict[tuple[object, ...], float | None] = {}
+    keys = [(each.path, each.engine, each.sampler) for each in options.contestants]
+    for key, contestant in zip(keys, options.contestants, strict=True):
+        if key not in known:
+            known[key] = peak_alone_mib(contestant, size, threads, options)
+    return [known[key] for key in keys]
 
 
 def _heard(bundle: Bundle, options: argparse.Namespace) -> tuple[list[Heard], object]:
@@ -385,6 +411,7 @@ def table(document: Mapping[str, Any]) -> str:
             "by CPU time",
             "s per image",
             "MiB on disk",
+            "peak GiB",
             "PSNR to the first, dB",
             "PSNR, dB",
             "MS-SSIM",
@@ -402,6 +429,7 @@ def table(document: Mapping[str, Any]) -> str:
                 f"{each['faster_cpu']['median']:.3g}",
                 f"{each['wall_s']['median']:.3g}",
                 f"{each['bundle']['size_mib']:.0f}",
+                _shown(None if each.get("peak_mib") is None else each["peak_mib"] / 1024, ".2f"),
                 _shown(each["psnr_to_first_db"], ".1f"),
                 _shown(each["psnr_db"], ".2f"),
                 _shown(each.get("ms_ssim"), ".4f"),

@@ -15,6 +15,7 @@ import tiny_checkpoint
 import tiny_convolutions
 from alexnet_weights import random_weights
 from jscc.__main__ import main
+from jscc.benchmarks import receivers_memory
 from jscc.benchmarks.receivers import Contestant, parse_contestant, stages_table
 from jscc.calibration.lpips import LPIPS_FILES
 from jscc.runtime.bundle import write_bundle
@@ -99,6 +100,28 @@ def test_ratios_are_those_of_the_times(looped, tmp_path, capsys):
     assert other["pairs"] == 3
     assert other["psnr_db"] is None
     assert result["size"] == [32, 40]
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own(looped, tmp_path, capsys):
+    pair = (f"{looped.path},steps=3,label=three", f"{looped.path},steps=1,label=one")
+    result = measured(tmp_path, *pair, "--size", "32x40", "--turns", 1, "--memory")
+    shown = capsys.readouterr().out
+    three, one = result["contestants"]
+    # One measurement serves both: steps take no memory.
+    assert three["peak_mib"] == one["peak_mib"]
+    # Python, numpy and an engine take more than this, and this process has more than that.
+    assert 20 < one["peak_mib"] < result["peak_rss_mib"]
+    assert f" {one['peak_mib'] / 1024:.2f} |" in shown
+
+
+def test_memory_that_cannot_be_measured_is_said(looped, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(receivers_memory.sys, "executable", "false")
+    path = tmp_path / "result.json"
+    command = ["bench", "receivers", str(looped.path), "--memory", "--json", str(path)]
+    assert main(command) == 69
+    told = capsys.readouterr().err
+    assert "memory of loop: got status 1 (nothing on stderr), expected 0." in told
+    assert not path.exists()
 
 
 def test_the_stages_table_says_where_the_time_goes():
