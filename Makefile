@@ -21,7 +21,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 # A stamp is named after the content of what it installed, so a changed pin installs again.
 DEMO_FILES := pyproject.toml .requirements/device.txt .requirements/demo.txt
-TEST_FILES := $(DEMO_FILES) .requirements/test.txt
+TEST_FILES := $(DEMO_FILES) .requirements/test.txt .requirements/tensorrt.txt
 DEMO_READY := .venv/ready-demo-$(shell cat $(DEMO_FILES) | cksum | cut -d' ' -f1)
 TEST_READY := .venv/ready-test-$(shell cat $(TEST_FILES) | cksum | cut -d' ' -f1)
 PHOTOS := .venv/photos
@@ -81,6 +81,8 @@ $(DEMO_READY): | $(BIN)/python
 
 $(TEST_READY): $(DEMO_READY)
 	@$(PIP) -r .requirements/test.txt
+	@$(PIP) -r .requirements/tensorrt.txt || \
+	  echo "TensorRT for RTX is not to be had here: the tests that need it are skipped."
 	@touch $@
 
 # Two photographs that scikit-learn carries; nothing else of it is used.

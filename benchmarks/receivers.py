@@ -52,6 +52,7 @@ TORCH = "torch"
 _WARM_UP_STEPS = 4  # enough for each round of a descent
 _METRICS = ("psnr_db", "ms_ssim", "lpips")
 _WHOLE = "total"  # among the stages' times
+_UNKNOWN = "–"  # in tables
 _KEYS = ("engine", "steps", "sampler", "turns", "label")
 
 
@@ -401,7 +402,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """The table of a measurement."""
+    """The table of a measurement, without columns that would be empty."""
     rows = [
         (
             "receiver",
@@ -436,7 +437,9 @@ def table(document: Mapping[str, Any]) -> str:
                 _shown(each["lpips"], ".4f"),
             )
         )
-    return markdown_table(rows[0], rows[1:])
+    columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != {_UNKNOWN}]
+    header, *lines = zip(*columns, strict=True)
+    return markdown_table(header, lines)
 
 
 def stages_table(document: Mapping[str, Any]) -> str:
@@ -456,7 +459,7 @@ def stages_table(document: Mapping[str, Any]) -> str:
 
 
 def _shown(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return _UNKNOWN if value is None else format(value, form)
 
 
 def check_contestants(contestants: Sequence[Contestant]) -> None:

@@ -1,11 +1,13 @@
 """Fixtures that every test may use; the bundles themselves are in support/tiny_bundle.py."""
 
+import json
 import logging
 
 import pytest
 
 import tiny_bundle
 from host_kernels import LaterHost
+from jscc.__main__ import main
 
 # torch logs every step of a trace here at DEBUG, and pytest's capture would make it write them.
 logging.getLogger("torch.__trace").disabled = True
@@ -45,3 +47,24 @@ def shared_bundles(tmp_path_factory):
 def later_host(tmp_path_factory):
     """Kernels for a fake device that few tests launch something on."""
     return LaterHost(tmp_path_factory)
+
+
+@pytest.fixture
+def tensorrt_takes(tmp_path, capsys):
+    """Holds a bundle's graphs to TensorRT for RTX, which compiles them without a device.
+
+    For modules that export a system anyway; what the engines compute needs a device.
+    """
+    pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
+
+    def take(bundle, *, shapes="1x32x32-2x64x64"):
+        options = ("--ahead", "sm_89", "--shapes", shapes, "-o", str(tmp_path / "engines"))
+        capsys.readouterr()
+        status = main(["build", str(bundle.path), *options, "--json"])
+        told, refusals = capsys.readouterr()
+        assert status == 0, refusals
+        engines = json.loads(told)["engines"]
+        assert {each["stage"] for each in engines} == set(bundle.manifest.stages)
+        assert all(each["size"] > 0 for each in engines)
+
+    return take

@@ -18,7 +18,7 @@ from jscc.__main__ import main
 from jscc.benchmarks import receivers_memory
 from jscc.benchmarks.receivers import Contestant, parse_contestant, stages_table
 from jscc.calibration.lpips import LPIPS_FILES
-from jscc.runtime.bundle import write_bundle
+from jscc.runtime.bundle import Bundle, write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_two_of_one_name_are_refused(looped, capsys):
 
 
 @pytest.mark.slow
-def test_the_modules_in_pytorch_receive_the_same_picture(tmp_path, capsys):
+def test_the_modules_in_pytorch_receive_the_same_picture(tmp_path, capsys, request):
     """All stages and every step of the loop, from the weights that the bundle was exported from."""
     from jscc.export.cli import main as export
 
@@ -198,6 +198,7 @@ def test_the_modules_in_pytorch_receive_the_same_picture(tmp_path, capsys):
     assert modules["engine"].startswith("torch ")
     assert [modules["steps"], ours["steps"]] == [3, 3]
     assert ours["psnr_to_first_db"] is None or ours["psnr_to_first_db"] > 50
+    request.getfixturevalue("tensorrt_takes")(Bundle.open(path), shapes="64x64")
 
 
 def test_time_and_quality_are_drawn(looped, images, tmp_path, capsys):

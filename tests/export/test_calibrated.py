@@ -32,7 +32,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_one_command_gives_a_bundle_of_eight_bits(
-    codec_checkpoint: Path, pictures: Path, tmp_path: Path
+    codec_checkpoint: Path, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     target = tmp_path / "x.jscc"
     more = ("--precision", "int8", "--calib", str(pictures), "--single-file")
@@ -46,6 +46,7 @@ def test_one_command_gives_a_bundle_of_eight_bits(
     left = {path.name for path in tmp_path.iterdir()}
     reports = {"x.calibration.md", "x.calibration.svg"}
     assert left == {"pictures", "checkpoint", "x.jscc", *reports}
+    request.getfixturevalue("tensorrt_takes")(Bundle.open(target))
 
 
 def test_a_second_command_that_fails_leaves_nothing(

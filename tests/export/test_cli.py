@@ -130,7 +130,9 @@ def test_codec_out_of_a_whole_checkpoint_at_one_size_in_one_file(
     assert bundle.manifest.selftest is not None
 
 
-def test_half_precision(codec_checkpoint: Path, tmp_path: Path) -> None:
+def test_half_precision(
+    codec_checkpoint: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     path = tmp_path / "half.jscc"
     command = ["--model", "deepjscc", "--checkpoint", str(codec_checkpoint)]
     assert main([*command, "--precision", "fp16", "-o", str(path)]) == 0
@@ -140,3 +142,4 @@ def test_half_precision(codec_checkpoint: Path, tmp_path: Path) -> None:
     assert 0 < parity.max_abs < 0.02
     assert parity.psnr_db is not None
     assert parity.psnr_db > 45
+    request.getfixturevalue("tensorrt_takes")(Bundle.open(path))

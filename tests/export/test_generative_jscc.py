@@ -61,7 +61,7 @@ def test_another_codec_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_a_checkpoint_to_a_picture(tmp_path: Path) -> None:
+def test_from_a_checkpoint_to_a_picture(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The exporter proves the graphs at a size that they were not traced at."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
@@ -81,3 +81,4 @@ def test_from_a_checkpoint_to_a_picture(tmp_path: Path) -> None:
         expected = network.decoder(torch.from_numpy(planes), torch.tensor([5.0]))
     shown = expected[0].clip(0, 1).permute(1, 2, 0).numpy() * 255
     assert np.abs(pixels - shown).max() <= 1
+    request.getfixturevalue("tensorrt_takes")(bundle)

@@ -27,6 +27,7 @@ from jscc.runtime.transmitter import Transmitter
 from recording_backend import RecordingBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from jscc.export.system import Plan
@@ -80,6 +81,11 @@ def test_the_bundle_says_what_it_does(bundle: Bundle) -> None:
         "grad_latent",
         *(f"grad_noise_{number}" for number in range(5)),
     }
+
+
+def test_tensorrt_takes_every_graph(bundle: Bundle, tensorrt_takes: Callable[..., None]) -> None:
+    assert "gradient_0" in bundle.manifest.stages
+    tensorrt_takes(bundle)
 
 
 @pytest.mark.slow

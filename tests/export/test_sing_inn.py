@@ -27,7 +27,7 @@ from jscc.runtime.transmitter import Transmitter
 from recording_backend import RecordingBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -171,6 +171,12 @@ def test_another_size_than_the_tile_is_refused_before_the_work(
     told = capsys.readouterr().err
     assert "--size: got 32x48, expected 32x32 or dynamic: stage 'guided' is made for one" in told
     assert not path.exists()
+
+
+def test_tensorrt_takes_every_graph(sing: Link, tensorrt_takes: Callable[..., None]) -> None:
+    """The gradients' too."""
+    assert {"guided", "guided_cheap"} <= set(sing.bundle.manifest.stages)
+    tensorrt_takes(sing.bundle)
 
 
 def test_the_guide_pulls(sing: Link) -> None:

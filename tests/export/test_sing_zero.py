@@ -21,6 +21,7 @@ from jscc.runtime.transmitter import Transmitter
 from recording_backend import RecordingBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy.typing as npt
@@ -105,6 +106,10 @@ def test_the_bundle_says_what_it_is(bundle: Bundle) -> None:
     assert loop.settings == {"eta": 0.5, "sigma_y": 0.0}
     assert (loop.state, loop.start, loop.sampler.name) == ("state", "initial", "ddnm")
     assert (manifest.image.multiple, manifest.image.tile, manifest.image.overlap) == (16, 64, 16)
+
+
+def test_tensorrt_takes_every_graph(bundle: Bundle, tensorrt_takes: Callable[..., None]) -> None:
+    tensorrt_takes(bundle)
 
 
 @pytest.mark.parametrize("size", [(20, 40), (112, 96)], ids=["below a tile", "many tiles"])

@@ -163,7 +163,7 @@ def export(checkpoint: Path, target: Path, *more: str) -> int:
 
 
 def test_a_receiver_conditions_and_renders_through_it(
-    checkpoint: Path, tiny: tuple[Path, Path], tmp_path: Path
+    checkpoint: Path, tiny: tuple[Path, Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     files = [part for file in tiny for part in ("--tiny", str(file))]
     assert export(checkpoint, tmp_path / "x.jscc", "--vae", "tiny", *files, "--size", "64x96") == 0
@@ -193,6 +193,7 @@ def test_a_receiver_conditions_and_renders_through_it(
     assert not np.allclose(rendered, flat, atol=1e-3)
     assert abs(float(decoded.mean()) - 0.5) > 0.1
     assert float(rendered.mean()) == pytest.approx(0.5, abs=0.02)
+    request.getfixturevalue("tensorrt_takes")(bundle, shapes="64x96")
 
 
 @pytest.mark.parametrize(

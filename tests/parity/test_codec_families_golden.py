@@ -24,7 +24,7 @@ from jscc.runtime.transmitter import Transmitter
 from recording_backend import RecordingBackend, RecordingSession
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
 
@@ -140,6 +140,10 @@ def assert_close(computed: Array, expected: Array, tolerance: float = TOLERANCE)
 def logit(image: Array) -> Array:
     wide = image.astype(np.float64)
     return np.log(wide / (1 - wide))
+
+
+def test_tensorrt_takes_every_graph(perceptual: Case, tensorrt_takes: Callable[..., None]) -> None:
+    tensorrt_takes(perceptual.bundle)
 
 
 @pytest.mark.exhaustive

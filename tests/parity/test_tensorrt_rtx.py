@@ -1,6 +1,8 @@
 """TensorRT for RTX takes every graph of every system: each is parsed and compiled without a GPU.
 
-The bundles are tiny; what their engines compute needs a device and is not tested here.
+The bundles are tiny; what their engines compute needs a device and is not tested here. Modules that
+export a system for tests of their own hold it to TensorRT too, by the fixture ``tensorrt_takes``;
+here each system is exported once more, for any size.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def build(
     return document
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("system", tiny_systems.SYSTEMS)
 def test_every_graph_is_taken(
     system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -74,7 +76,7 @@ def test_no_system_is_left_out() -> None:
     assert set(tiny_systems.SYSTEMS) == set(names())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 def test_half_and_integers_are_taken(
     precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
