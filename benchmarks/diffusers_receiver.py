@@ -198,7 +198,7 @@ class DiffusersReceiver:
 
 
 @dataclass(frozen=True)
-class _Networks(OnCpu):
+class Networks(OnCpu):
     """Both networks of diffusers as a stage that answers with the noise in the latent.
 
     Attributes:
@@ -286,7 +286,7 @@ def _stage(bundle: Bundle, modules: TorchBackend) -> Stage:
     except ValueError as error:
         raise UsageError("E_USAGE", str(error)) from error
     context = context_of(bundle.tensor(CONTEXT), module.control, module.unet)
-    networks = _Networks(STAGE, entry, control, unet, context, config.snr_scale, config.min_snr)
+    networks = Networks(STAGE, entry, control, unet, context, config.snr_scale, config.min_snr)
     return Stage(STAGE, entry, networks)
 
 

@@ -153,7 +153,7 @@ class Heard:
 
 @dataclass
 class Runs:
-    """What one contestant did; `load_s` is until its receiver was ready, with its self-test if any."""
+    """What one contestant did; `load_s` is until it was ready, with its self-test if it has one."""
 
     load_s: float
     wall_s: list[float] = field(default_factory=list)

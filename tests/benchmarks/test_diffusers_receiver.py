@@ -19,8 +19,9 @@ import torch
 import tiny_bundle
 import tiny_checkpoint
 from jscc.__main__ import main
-from jscc.benchmarks.diffusers_receiver import DiffusersReceiver, context_of
+from jscc.benchmarks.diffusers_receiver import DiffusersReceiver, Networks, context_of
 from jscc.benchmarks.diffusers_schedulers import SCHEDULERS, drawing, make_scheduler, spacing_for
+from jscc.benchmarks.peer_diffusers import convert
 from jscc.benchmarks.receivers import parse_contestant
 from jscc.benchmarks.torch_backend import TorchBackend
 from jscc.export.gather import Request
@@ -30,12 +31,15 @@ from jscc.export.systems.diffjscc import Prompt
 from jscc.runtime import table
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.errors import UnavailableError, UsageError
+from jscc.runtime.manifest import StageEntry
 from jscc.runtime.manifest_loops import ScheduleSpec
+from jscc.runtime.ports import Port
 from jscc.runtime.schedule import schedule_from
 
 needs_diffusers = pytest.mark.skipif(
     importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed"
 )
+FOURS = ("latent", "hint")  # planes
 STABLE_DIFFUSION = ScheduleSpec("scaled_linear", 0.00085, 0.012, 1000)
 
 
@@ -133,6 +137,42 @@ def networks():
     torch.manual_seed(0)
     control = Control.from_config(params["control_stage_config"]["params"])
     return control, Unet.from_config(params["unet_config"]["params"])
+
+
+@needs_diffusers
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_finds_the_same_noise_at_every_snr(networks):
+    """With an SNR that is scaled and shifted, and a text of several tokens."""
+    control, unet = networks
+    drawn = torch.Generator().manual_seed(1)
+    for parameter in (*control.parameters(), *unet.parameters()):
+        parameter.requires_grad_(False).normal_(0, 0.1, generator=drawn)
+    text = torch.randn(1, 5, unet.config.context_dim, generator=drawn)
+    ports = [Port(name, "float32", ("batch", 4, "height/8", "width/8")) for name in FOURS]
+    ports += [Port(name, "float32", ("batch",)) for name in ("timestep", "snr_db")]
+    entry = StageEntry("", 1, False, tuple(ports), (replace(ports[0], name="noise"),))
+    theirs = Networks(
+        "denoise",
+        entry,
+        *convert(control, unet),
+        text,
+        control.config.snr_scale,
+        control.config.min_snr,
+    )
+    assert control.config.min_snr == -5
+    found = []
+    for snr_db in (1.0, 13.0):
+        planes = [torch.randn(1, 4, 8, 8, generator=drawn.manual_seed(2)) for _ in FOURS]
+        told = [torch.tensor([499.0]), torch.tensor([snr_db])]
+        arrays = [tensor.numpy() for tensor in (*planes, *told)]
+        found.append(
+            theirs.run({port.name: a for port, a in zip(ports, arrays, strict=True)})["noise"]
+        )
+        (latent, hint), (timestep, snr) = planes, told
+        residuals = control(latent, hint, timestep, snr, control.project_context(text))
+        ours = unet(latent, timestep, unet.project_context(text), residuals).numpy()
+        assert np.abs(found[-1] - ours).max() < 1e-5 * np.abs(ours).max()
+    assert np.abs(found[0] - found[1]).max() > 1e-3 * np.abs(found[0]).max()
 
 
 def test_the_text_is_found_from_its_keys_and_values(networks):
