@@ -135,12 +135,13 @@ class DiffusersReceiver:
         given = {} if side is None else side
         request = Request(symbols[None], (csi,), seed, frame, choices, size, given, None)
         job, trace = self._rules.check(request), Trace()
+        plan = job.plans[STAGE]
+        _check_plan(plan)
         image = self._carry(job, trace)
         pixels, flags = drawn(image[0].astype(np.float32), self._manifest.image.rounding)
         check_drawn(flags, frame)
         shown = restore(pixels, job.geometry)
         trace.add("total", begun)
-        plan = job.plans[STAGE]
         return shown, Told(self._name, plan.paths[0].table.evaluations, dict(trace.times_ms))
 
     def _carry(self, job: Job, trace: Trace) -> Array:
@@ -176,7 +177,6 @@ class DiffusersReceiver:
 
     def _loop(self, plan: LoopPlan, tensors: Mapping[str, Array], run: Run, trace: Trace) -> Array:
         """Start as our loops do, and let diffusers go on from there."""
-        _check_plan(plan)
         (path,) = plan.paths
         loop, ports = self._manifest.loops[STAGE], self._stage.entry.inputs
         shape = resolve(next(port for port in ports if port.name == loop.state), run.sizes)
