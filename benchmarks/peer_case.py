@@ -51,6 +51,19 @@ LATENT = 4  # planes
 BETAS = (0.00085, 0.0120)
 TIMESTEPS = 1000
 SNR_SCALE, MIN_SNR = 100, 0
+# What the control module has besides its trunk, in the official schema.
+STEERING: dict[str, Any] = {
+    "hint_channels": LATENT,
+    "use_snr": True,
+    "min_snr": MIN_SNR,
+    "snr_scale": SNR_SCALE,
+}
+
+
+def trunk(scale: str) -> dict[str, Any]:
+    """What both networks of this scale have, in the official schema."""
+    transformer = {"use_spatial_transformer": True, "use_linear_in_transformer": True}
+    return {"in_channels": LATENT, **transformer, **TRUNKS[scale]}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Peer diffusers: the same step by diffusers' own UNet and ControlNet, with the same weights.
+"""Peer diffusers: diffusers' own UNet and ControlNet with our weights, and a step of theirs.
 
 DiffJSCC's control module becomes a ``ControlNetModel`` exactly: its SNR enters as a class that is
 embedded like a time step, and its first convolution, over latent and hint side by side, is the sum
-of one over each, the second in the place of the embedding of the condition. The clean latent is
-that of diffusers' own scheduler.
+of one over each, the second in the place of the embedding of the condition. The clean latent of a
+step is that of diffusers' own scheduler.
 
-NOTE: diffusers is no dependency. It is imported when a network is made; only `load` needs torch
-modules of this project, so that other environments can ask for `unet_config` and `control_config`.
+NOTE: diffusers is no dependency. It is imported when a network is made; only `load` and `convert`
+need torch modules of this project, so that other environments can ask for the arguments.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from jscc.benchmarks.peer_case import (
     LATENT,
     MIN_SNR,
     SNR_SCALE,
+    STEERING,
     TIMESTEPS,
-    TRUNKS,
     read_case,
     read_context,
+    trunk,
 )
+from jscc.export.models.unet_config import ControlConfig, UnetConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jscc.benchmarks.peer_case import Array, Case
+    from jscc.export.models.unet import Control, Unet
 
 # Norms, and layers of the networks' ends, that have no matrix or are not in the UNet.
 _NORMS = {"in_layers.0": "norm1", "out_layers.0": "norm2"}
@@ -46,13 +49,44 @@ _HINT = "controlnet_cond_embedding"
 
 
 def unet_config(scale: str) -> dict[str, Any]:
-    """Arguments of diffusers' ``UNet2DConditionModel``."""
-    return {**_config(scale), "out_channels": LATENT, "up_block_types": _levels(scale, "Up")[::-1]}
+    """Arguments of diffusers' ``UNet2DConditionModel`` for the case of this scale."""
+    return unet_arguments(
+        UnetConfig.from_params({**trunk(scale), "out_channels": LATENT}, "unet_config")
+    )
 
 
 def control_config(scale: str) -> dict[str, Any]:
-    """Arguments of diffusers' ``ControlNetModel``."""
-    return {**_config(scale), "class_embed_type": "timestep"}
+    """Arguments of diffusers' ``ControlNetModel`` for the case of this scale."""
+    return control_arguments(
+        ControlConfig.from_params({**trunk(scale), **STEERING}, "control_stage_config")
+    )
+
+
+def unet_arguments(config: UnetConfig) -> dict[str, Any]:
+    """Arguments with which diffusers' ``UNet2DConditionModel`` is our `Unet` of `config`."""
+    return {
+        **_arguments(config),
+        "out_channels": config.out_channels,
+        "up_block_types": _levels(config, "Up")[::-1],
+    }
+
+
+def control_arguments(config: ControlConfig) -> dict[str, Any]:
+    """Arguments with which diffusers' ``ControlNetModel`` is our `Control` of `config`.
+
+    Its embedding of the condition is another, see `convert`.
+
+    Raises:
+        ValueError: Its levels have different numbers of blocks, which a ``ControlNetModel`` cannot.
+    """
+    blocks = [count for _, count in config.trunk.levels]
+    if len(set(blocks)) > 1:
+        raise ValueError(
+            f"control_stage_config.num_res_blocks: got {blocks}, expected one number for all "
+            "levels, as diffusers' ControlNetModel has it. Run this network on another engine."
+        )
+    embedded = {"class_embed_type": "timestep"} if config.use_snr else {}
+    return {**_arguments(config.trunk), **embedded}
 
 
 def load(folder: Path, threads: int) -> Callable[[], Array]:
@@ -96,27 +130,40 @@ def load(folder: Path, threads: int) -> Callable[[], Array]:
 
 def networks(case: Case) -> tuple[Any, Any]:
     """diffusers' ControlNet and UNet with the weights of our network."""
+    from jscc.benchmarks.peer_network import build
+
+    ours: Any = build(case)
+    return convert(ours.control, ours.unet)
+
+
+def convert(control: Control, unet: Unet) -> tuple[Any, Any]:
+    """diffusers' ``ControlNetModel`` and ``UNet2DConditionModel`` with the weights of ours.
+
+    Where a weight is the same there and here, both share its memory. The ControlNet takes the hint
+    as its condition, and ``snr_scale * snr_db - min_snr`` as its class where it is told the SNR.
+
+    Raises:
+        ValueError: diffusers has no such network.
+    """
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
-    from jscc.benchmarks.peer_network import build
     from jscc.export.models.unet_names import diffusers_names
 
-    scale = case.scale
-    ours: Any = build(case)
-    names = diffusers_names(ours.unet)
+    latent, width = unet.config.in_channels, control.config.trunk.model_channels
+    names = diffusers_names(unet)
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**unet_config(scale))
-        control = ControlNetModel(**control_config(scale))
-        width = TRUNKS[scale]["model_channels"]
-        setattr(control, _HINT, torch.nn.Conv2d(LATENT, width, 3, padding=1, bias=False))
-    unet.load_state_dict(renamed(ours.unet.state_dict(), names), assign=True)
-    weights = renamed(ours.control.state_dict(), names)
+        their_unet = UNet2DConditionModel(**unet_arguments(unet.config))
+        their_control = ControlNetModel(**control_arguments(control.config))
+        hint = torch.nn.Conv2d(control.config.hint_channels, width, 3, padding=1, bias=False)
+        setattr(their_control, _HINT, hint)
+    their_unet.load_state_dict(renamed(unet.state_dict(), names), assign=True)
+    weights = renamed(control.state_dict(), names)
     both = weights.pop("conv_in.weight")
-    weights["conv_in.weight"] = both[:, :LATENT].contiguous()
-    weights[f"{_HINT}.weight"] = both[:, LATENT:].contiguous()
-    control.load_state_dict(weights, assign=True)
-    return control.eval().requires_grad_(False), unet.eval().requires_grad_(False)
+    weights["conv_in.weight"] = both[:, :latent].contiguous()
+    weights[f"{_HINT}.weight"] = both[:, latent:].contiguous()
+    their_control.load_state_dict(weights, assign=True)
+    return their_control.eval().requires_grad_(False), their_unet.eval().requires_grad_(False)
 
 
 def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -159,26 +206,23 @@ def _in_block(layer: str, blocks: Mapping[str, str]) -> str:
     raise LookupError(f"layer {layer!r}: got no block of it, expected one. Convert it by hand.")
 
 
-def _config(scale: str) -> dict[str, Any]:
-    trunk = TRUNKS[scale]
-    widths = [trunk["model_channels"] * factor for factor in trunk["channel_mult"]]
+def _arguments(config: UnetConfig) -> dict[str, Any]:
+    """What both of diffusers' networks take."""
+    widths = [width for width, _ in config.levels]
+    blocks = [count for _, count in config.levels]
     return {
-        "in_channels": LATENT,
+        "in_channels": config.in_channels,
         "block_out_channels": widths,
-        "down_block_types": _levels(scale, "Down"),
-        "layers_per_block": trunk["num_res_blocks"],
-        "cross_attention_dim": trunk["context_dim"],
+        "down_block_types": _levels(config, "Down"),
+        "layers_per_block": blocks[0] if len(set(blocks)) == 1 else blocks,
+        "cross_attention_dim": config.context_dim,
         # NOTE: under this name diffusers counts heads.
-        "attention_head_dim": [width // trunk["num_head_channels"] for width in widths],
-        "transformer_layers_per_block": trunk["transformer_depth"],
-        "use_linear_projection": True,
+        "attention_head_dim": [config.heads(width) for width in widths],
+        "transformer_layers_per_block": config.transformer_depth,
+        "use_linear_projection": config.linear_in_transformer,
     }
 
 
-def _levels(scale: str, way: str) -> list[str]:
+def _levels(config: UnetConfig, way: str) -> list[str]:
     """The kind of block of each level, the highest resolution first."""
-    trunk = TRUNKS[scale]
-    attends = [
-        2**level in trunk["attention_resolutions"] for level in range(len(trunk["channel_mult"]))
-    ]
-    return [f"{'CrossAttn' if each else ''}{way}Block2D" for each in attends]
+    return [f"{'CrossAttn' if attends else ''}{way}Block2D" for attends in config.attention]

@@ -14,14 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from jscc.benchmarks.peer_case import (
     BETAS,
     LATENT,
-    MIN_SNR,
-    SNR_SCALE,
     STAGE,
+    STEERING,
     TIMESTEPS,
-    TRUNKS,
     Array,
     Arrays,
     Case,
+    trunk,
     write_case,
 )
 from jscc.export.lower import Sizes, lower
@@ -29,18 +28,10 @@ from jscc.export.proof import examples
 from jscc.export.source import RandomSource
 from jscc.export.system import Options, Plan, StageSpec, find
 
-_TRANSFORMER = {"use_spatial_transformer": True, "use_linear_in_transformer": True}
-
 
 def config(scale: str) -> dict[str, Any]:
     """The configuration of a ControlLDM with this trunk, in the official schema."""
-    trunk = {"in_channels": LATENT, **_TRANSFORMER, **TRUNKS[scale]}
-    steering = {
-        "hint_channels": LATENT,
-        "use_snr": True,
-        "min_snr": MIN_SNR,
-        "snr_scale": SNR_SCALE,
-    }
+    both = trunk(scale)
     autoencoder = {
         "double_z": True,
         "z_channels": 4,
@@ -74,8 +65,8 @@ def config(scale: str) -> dict[str, Any]:
             "linear_end": BETAS[1],
             "timesteps": TIMESTEPS,
             "scale_factor": 0.18215,
-            "control_stage_config": {"params": {**trunk, **steering}},
-            "unet_config": {"params": {**trunk, "out_channels": LATENT}},
+            "control_stage_config": {"params": {**both, **STEERING}},
+            "unet_config": {"params": {**both, "out_channels": LATENT}},
             "first_stage_config": {"params": {"embed_dim": 4, "ddconfig": autoencoder}},
             "cond_stage_config": {"params": {"layer": "penultimate"}},
             "preprocess_config": {"target": "model.deepjscc_cnn.DeepJSCC", "params": codec},

@@ -2,6 +2,8 @@
 
     jscc bench receivers official.jscc,engine=torch,steps=100 small.jscc,steps=4 small.jscc,steps=1
 
+    jscc bench receivers small.jscc,steps=4 small.jscc,engine=diffusers,steps=4
+
 Each contestant is a bundle with its settings. In every turn each receives the same image once
 (A B C A B C …), so all see the same machine in the same minutes; what counts are the ratios to the
 first. One that takes very long is run in the first turns only (``turns=1``).
@@ -14,11 +16,12 @@ import statistics
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from jscc.benchmarks.cases import describe_bundle
+from jscc.benchmarks.diffusers_schedulers import spacing_for
 from jscc.benchmarks.receivers_memory import peak_alone_mib
 from jscc.benchmarks.report import finite, markdown_table, provenance, spread, write_result
 from jscc.calibration.collect import Grid, send_all
@@ -43,17 +46,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from jscc.calibration.metrics import Image
+    from jscc.export.gather import Request
     from jscc.runtime.backends.base import Backend
     from jscc.runtime.manifest import Signal
     from jscc.runtime.ports import Array
-    from jscc.runtime.record import Record
 
-TORCH = "torch"
+TORCH, DIFFUSERS = "torch", "diffusers"
+_ENGINES = (*engine_names.ENGINES, TORCH, DIFFUSERS)
 _WARM_UP_STEPS = 4  # enough for each round of a descent
 _METRICS = ("psnr_db", "ms_ssim", "lpips")
 _WHOLE = "total"  # among the stages' times
 _UNKNOWN = "–"  # in tables
-_KEYS = ("engine", "steps", "sampler", "turns", "label")
+_KEYS = ("engine", "steps", "sampler", "spacing", "turns", "label")
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,10 @@ class Contestant:
 
     Attributes:
         path: The bundle.
-        engine: One of `jscc.runtime.engine_names.ENGINES`, or ``torch``.
+        engine: One of `jscc.runtime.engine_names.ENGINES`, ``torch``, or ``diffusers``.
         steps: Of loops; None for the bundle's.
         sampler: None for the bundle's.
+        spacing: Of the noise levels; None for the sampler's own.
         turns: Most turns that it takes; None for all.
         label: What it is called in tables.
     """
@@ -73,6 +78,7 @@ class Contestant:
     engine: str = engine_names.DEFAULT
     steps: int | None = None
     sampler: str | None = None
+    spacing: str | None = None
     turns: int | None = None
     label: str = ""
 
@@ -82,8 +88,48 @@ class Contestant:
         parts = [self.path.stem]
         parts += [] if self.engine == engine_names.DEFAULT else [self.engine]
         parts += [] if self.sampler is None else [self.sampler]
+        parts += [] if self.spacing is None else [self.spacing]
         parts += [] if self.steps is None else [f"{self.steps} steps"]
         return ", ".join(parts)
+
+
+class Told(Protocol):
+    """What is read of a record, see `jscc.runtime.record.Record`."""
+
+    @property
+    def backend(self) -> str:
+        """Engine library and version."""
+
+    @property
+    def steps(self) -> int:
+        """Evaluations of the loop's network."""
+
+    @property
+    def times_ms(self) -> Mapping[str, float]:
+        """Wall time by stage."""
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What was asked for and not done."""
+
+
+class AnyReceiver(Protocol):
+    """What takes turns: `jscc.runtime.receiver.Receiver`, or one that stands beside it."""
+
+    def receive(
+        self,
+        symbols: np.ndarray[Any, np.dtype[np.complex64]],
+        csi: Csi,
+        *,
+        seed: int,
+        frame: int,
+        sampler: str | None,
+        steps: int | None,
+        spacing: str | None,
+        size: tuple[int, int] | None,
+        side: Mapping[str, Array] | None,
+    ) -> tuple[Image, Told]:
+        """Receive one image."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +155,7 @@ class Heard:
 
 @dataclass
 class Runs:
-    """What one contestant did; `load_s` is until its receiver was ready, self-test included."""
+    """What one contestant did; `load_s` is until it was ready, with its self-test if it has one."""
 
     load_s: float
     wall_s: list[float] = field(default_factory=list)
@@ -122,7 +168,7 @@ class Runs:
 
 
 def parse_contestant(text: str) -> Contestant:
-    """``BUNDLE[,engine=NAME][,steps=N][,sampler=NAME][,turns=N][,label=TEXT]``.
+    """``BUNDLE[,engine=NAME][,steps=N][,sampler=NAME][,spacing=NAME][,turns=N][,label=TEXT]``.
 
     Raises:
         argparse.ArgumentTypeError: Something else.
@@ -136,8 +182,8 @@ def parse_contestant(text: str) -> Contestant:
                 f"got {setting!r}, expected one of {', '.join(_KEYS)} with =, each once"
             )
         given[key] = positive(value) if key in ("steps", "turns") else value
-    if given.get("engine", engine_names.DEFAULT) not in (*engine_names.ENGINES, TORCH):
-        known = ", ".join((*engine_names.ENGINES, TORCH))
+    if given.get("engine", engine_names.DEFAULT) not in _ENGINES:
+        known = ", ".join(_ENGINES)
         raise argparse.ArgumentTypeError(f"got engine {given['engine']!r}, expected {known}")
     return Contestant(Path(path), **given)
 
@@ -149,8 +195,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=parse_contestant,
         metavar="BUNDLE[,engine=…][,steps=N]",
-        help="also sampler=NAME, turns=N (at most) and label=TEXT; engine torch runs the modules "
-        "that the bundle was exported from",
+        help="also sampler=NAME, spacing=NAME, turns=N (at most) and label=TEXT; engine torch runs "
+        "the modules that the bundle was exported from, engine diffusers its own ControlNet, UNet "
+        "and scheduler with their weights (ddim and unipc with spacing trailing)",
     )
     parser.add_argument("--turns", type=positive, default=3, metavar="N", help="default 3")
     parser.add_argument("--threads", type=positive, metavar="N", help="default: all available")
@@ -166,7 +213,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lpips-weights", type=Path, metavar="DIR", help="to measure LPIPS")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default 0")
     parser.add_argument(
-        "--checkpoint", action="append", default=[], help="of engine torch, as for jscc export"
+        "--checkpoint",
+        action="append",
+        default=[],
+        help="of engines torch and diffusers, as for jscc export",
     )
     parser.add_argument("--config", action="append", default=[], help="likewise")
     parser.add_argument("--random-weights", type=int, metavar="SEED", help="likewise")
@@ -261,9 +311,9 @@ def _heard(bundle: Bundle, options: argparse.Namespace) -> tuple[list[Heard], ob
 
 def _load_all(
     contestants: Sequence[Contestant], options: argparse.Namespace, threads: int, signal: Signal
-) -> list[tuple[Receiver, Runs, dict[str, object]]]:
+) -> list[tuple[AnyReceiver, Runs, dict[str, object]]]:
     """A receiver for each; those that differ in settings only share one."""
-    known: dict[tuple[Path, str], tuple[Receiver, float, dict[str, object]]] = {}
+    known: dict[tuple[Path, str], tuple[AnyReceiver, float, dict[str, object]]] = {}
     for contestant in contestants:
         key = (contestant.path, contestant.engine)
         if key not in known:
@@ -275,7 +325,7 @@ def _load_all(
                     "expected bundles of one codec. Compare those in runs of their own.",
                 )
             begun = time.perf_counter()
-            receiver = Receiver(bundle, backend=_backend(contestant, bundle, options, threads))
+            receiver = _load(contestant, bundle, options, threads)
             known[key] = receiver, time.perf_counter() - begun, describe_bundle(bundle)
     parts = [known[contestant.path, contestant.engine] for contestant in contestants]
     return [(receiver, Runs(load_s), described) for receiver, load_s, described in parts]
@@ -287,26 +337,41 @@ def _first_with(contestant: Contestant, contestants: Sequence[Contestant]) -> Co
     return next(each for each in contestants if (each.path, each.engine) == key)
 
 
+def _load(
+    contestant: Contestant, bundle: Bundle, options: argparse.Namespace, threads: int
+) -> AnyReceiver:
+    if contestant.engine == DIFFUSERS:
+        from jscc.benchmarks.diffusers_receiver import DiffusersReceiver
+
+        return DiffusersReceiver(bundle, _request(options), threads)
+    return Receiver(bundle, backend=_backend(contestant, bundle, options, threads))
+
+
 def _backend(
     contestant: Contestant, bundle: Bundle, options: argparse.Namespace, threads: int
 ) -> Backend:
     if contestant.engine != TORCH:
         return engines.make_backend(contestant.engine, threads=threads)
     from jscc.benchmarks.torch_backend import TorchBackend
-    from jscc.export.gather import Request
     from jscc.export.system import Options
 
-    request = Request(
+    return TorchBackend.of(bundle.manifest.system, _request(options), Options(), threads)
+
+
+def _request(options: argparse.Namespace) -> Request:
+    """The weights of the engines that take those that bundles were exported from."""
+    from jscc.export.gather import Request
+
+    return Request(
         checkpoints=tuple(options.checkpoint),
         configs=tuple(options.config),
         random_seed=options.random_weights,
     )
-    return TorchBackend.of(bundle.manifest.system, request, Options(), threads)
 
 
 def _receive(
-    receiver: Receiver, contestant: Contestant, heard: Heard, number: int
-) -> tuple[Image, Record]:
+    receiver: AnyReceiver, contestant: Contestant, heard: Heard, number: int
+) -> tuple[Image, Told]:
     return receiver.receive(
         heard.symbols,
         heard.csi,
@@ -316,11 +381,12 @@ def _receive(
         side=heard.side,
         sampler=contestant.sampler,
         steps=contestant.steps,
+        spacing=contestant.spacing,
     )
 
 
 def _take_turn(
-    receiver: Receiver, runs: Runs, contestant: Contestant, heard: Heard, number: int
+    receiver: AnyReceiver, runs: Runs, contestant: Contestant, heard: Heard, number: int
 ) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     image, record = _receive(receiver, contestant, heard, number)
@@ -334,7 +400,7 @@ def _take_turn(
 
 def _contestants(
     contestants: Sequence[Contestant],
-    loaded: Sequence[tuple[Receiver, Runs, dict[str, object]]],
+    loaded: Sequence[tuple[AnyReceiver, Runs, dict[str, object]]],
     heard: Sequence[Heard],
     lpips: Lpips | None,
 ) -> list[dict[str, object]]:
@@ -463,11 +529,15 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def check_contestants(contestants: Sequence[Contestant]) -> None:
-    """Refuse contestants that nobody could tell apart.
+    """Refuse contestants that nobody could tell apart, or that an engine cannot run.
 
     Raises:
-        UsageError: ``E_USAGE``, two have one name.
+        UsageError: ``E_USAGE``, two have one name; ``E_SAMPLER``, ``E_SPACING``, see
+            `jscc.benchmarks.diffusers_schedulers.spacing_for`.
     """
+    for each in contestants:
+        if each.engine == DIFFUSERS and each.sampler is not None:
+            spacing_for(each.sampler, each.spacing)
     names = [str(each) for each in contestants]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -64,7 +64,11 @@ def peak_alone_mib(
 def _arguments(
     contestant: Contestant, size: tuple[int, int], threads: int, options: argparse.Namespace
 ) -> list[str]:
-    settings = {"engine": contestant.engine, "sampler": contestant.sampler}
+    settings = {
+        "engine": contestant.engine,
+        "sampler": contestant.sampler,
+        "spacing": contestant.spacing,
+    }
     if contestant.steps is not None:
         settings["steps"] = "1"
     named = [f"{key}={value}" for key, value in settings.items() if value is not None]

@@ -9,15 +9,25 @@ import pytest
 
 from jscc.benchmarks import peer_optimum
 from jscc.benchmarks.peer_case import Case, read_case
-from jscc.benchmarks.peer_diffusers import control_config, load, renamed, unet_config
+from jscc.benchmarks.peer_diffusers import (
+    control_arguments,
+    control_config,
+    load,
+    renamed,
+    unet_arguments,
+    unet_config,
+)
 
 pytest.importorskip("torch", reason="torch is not installed")
 
 import torch
 
 from jscc.benchmarks.peer_network import build, config, prepare
+from jscc.export.checkpoint import read_config, section
 from jscc.export.models.unet import Control, Unet
+from jscc.export.models.unet_config import ControlConfig, UnetConfig
 from jscc.export.models.unet_names import diffusers_names
+from jscc.export.roles import config_path, reference_folder
 
 # ``stabilityai/stable-diffusion-2-1``, unet/config.json.
 PUBLISHED = {
@@ -47,6 +57,62 @@ def test_the_configuration_is_the_published_one():
     ours = unet_config("full")
     assert {name: ours[name] for name in PUBLISHED} == PUBLISHED
     assert control_config("full")["down_block_types"] == PUBLISHED["down_block_types"]
+
+
+def networks_of(config):
+    """Both networks' sections of an official configuration."""
+    parts = section(config, "params")
+    return tuple(dict(parts[f"{name}_config"]["params"]) for name in ("control_stage", "unet"))
+
+
+def arguments_of(control, unet):
+    return (
+        control_arguments(ControlConfig.from_params(control, "control")),
+        unet_arguments(UnetConfig.from_params(unet, "unet")),
+    )
+
+
+def test_the_published_architecture_maps_to_the_published_arguments():
+    control, unet = arguments_of(
+        *networks_of(read_config(config_path("architecture:diffjscc_c16")))
+    )
+    assert {name: unet[name] for name in PUBLISHED} == PUBLISHED
+    assert control["class_embed_type"] == "timestep"
+    assert "out_channels" not in control
+
+
+def test_the_reference_trunk_maps_level_by_level():
+    """Three levels of one block, of which the lowest resolution alone attends."""
+    config = read_config(reference_folder("diffjscc") / "config.yaml")
+    control, unet = arguments_of(*networks_of(config))
+    assert unet["block_out_channels"] == [64, 128, 128]
+    assert unet["attention_head_dim"] == [2, 4, 4]  # heads, each 32 wide
+    assert unet["layers_per_block"] == 1
+    assert unet["down_block_types"] == ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"]
+    assert unet["up_block_types"] == ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"]
+    assert unet["cross_attention_dim"] == control["cross_attention_dim"] == 32
+
+
+def test_heads_may_be_counted_and_projections_be_convolutions():
+    """As in Stable Diffusion 1, whose unet/config.json says 8 and no linear projection."""
+    control, unet = networks_of(config("full"))
+    for params in (control, unet):
+        params.update(num_heads=8, num_head_channels=-1, use_linear_in_transformer=False)
+    control.update(use_snr=False)
+    theirs, trunk = arguments_of(control, unet)
+    assert trunk["attention_head_dim"] == [8, 8, 8, 8]
+    assert trunk["use_linear_projection"] is False
+    assert "class_embed_type" not in theirs
+
+
+def test_levels_of_different_depth_are_more_than_a_controlnet_can():
+    control, unet = networks_of(config("full"))
+    for params in (control, unet):
+        params["num_res_blocks"] = [1, 2, 2, 2]
+    unet = unet_arguments(UnetConfig.from_params(unet, "unet"))
+    assert unet["layers_per_block"] == [1, 2, 2, 2]
+    with pytest.raises(ValueError, match=r"got \[1, 2, 2, 2\], expected one number for all"):
+        control_arguments(ControlConfig.from_params(control, "control"))
 
 
 @pytest.mark.parametrize(
