@@ -31,7 +31,6 @@ from jscc.benchmarks.diffusers_schedulers import (
 )
 from jscc.benchmarks.peer_diffusers import convert
 from jscc.benchmarks.torch_backend import TorchBackend
-from jscc.export.system import Options
 from jscc.runtime.arithmetic import HostArithmetic, Mix
 from jscc.runtime.backends.base import OnCpu
 from jscc.runtime.choices import Choices
@@ -92,7 +91,7 @@ class DiffusersReceiver:
         manifest = bundle.manifest
         _check_bundle(manifest)
         self._name = f"diffusers {_diffusers().__version__}"
-        modules = TorchBackend.of(SYSTEM, request, Options(), threads)
+        modules = TorchBackend.of_bundle(bundle, request, threads)
         self._manifest = manifest
         self._rules = Rules(
             manifest,

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jscc.benchmarks import receivers, systems
+from jscc.benchmarks import receivers_table, systems
 from jscc.benchmarks.report import board
 from jscc.runtime.commands.options import make_parser
 from jscc.runtime.errors import DataError
@@ -84,7 +84,7 @@ def _made(place: re.Match[str], results: Path) -> str:
     first, *rest = shlex.split(place["words"])
     if first == "stages":
         result = _read(results / rest[0])
-        return f"{receivers.stages_table(result)}\n{measured(result)}\n"
+        return f"{receivers_table.stages_table(result)}\n{measured(result)}\n"
     if first != "systems":
         return render(results / first)
     words = [str(results / word) if RESULT.fullmatch(word) else word for word in rest]

@@ -18,7 +18,7 @@ from jscc.runtime.errors import UnavailableError
 if TYPE_CHECKING:
     import argparse
 
-    from jscc.benchmarks.receivers import Contestant
+    from jscc.benchmarks.contestants import Contestant
 
 LIMIT_S = 3600
 

@@ -19,10 +19,10 @@ import torch
 import tiny_bundle
 import tiny_checkpoint
 from jscc.__main__ import main
+from jscc.benchmarks.contestants import parse_contestant
 from jscc.benchmarks.diffusers_receiver import DiffusersReceiver, Networks, context_of
 from jscc.benchmarks.diffusers_schedulers import SCHEDULERS, drawing, make_scheduler, spacing_for
 from jscc.benchmarks.peer_diffusers import convert
-from jscc.benchmarks.receivers import parse_contestant
 from jscc.benchmarks.torch_backend import TorchBackend
 from jscc.export.gather import Request
 from jscc.export.models.unet import Control, Unet

@@ -16,7 +16,8 @@ import tiny_convolutions
 from alexnet_weights import random_weights
 from jscc.__main__ import main
 from jscc.benchmarks import receivers_memory
-from jscc.benchmarks.receivers import Contestant, parse_contestant, stages_table
+from jscc.benchmarks.contestants import Contestant, Loader, parse_contestant
+from jscc.benchmarks.receivers_table import stages_table
 from jscc.calibration.lpips import LPIPS_FILES
 from jscc.runtime.bundle import Bundle, write_bundle
 
@@ -169,6 +170,42 @@ def test_two_of_one_name_are_refused(looped, capsys):
     assert "got 'loop' twice, expected different ones" in capsys.readouterr().err
 
 
+def test_one_at_a_time_gives_the_same_pictures(looped, images, tmp_path, capsys):
+    pair = (f"{looped.path},steps=2,label=a", f"{looped.path},steps=1,label=b")
+    more = ("--images", images, "--turns", 2)
+    together = measured(tmp_path, *pair, *more)
+    (tmp_path / "result.json").unlink()
+    alone = measured(tmp_path, *pair, *more, "--one-at-a-time")
+    capsys.readouterr()
+    keys = ("name", "steps", "turns", "pairs", "psnr_db", "psnr_to_first_db", "bundle")
+    for one, other in zip(together["contestants"], alone["contestants"], strict=True):
+        assert {key: one[key] for key in keys} == {key: other[key] for key in keys}
+        assert other["load_s"] > 0
+
+
+def test_what_is_dropped_is_loaded_again_and_receives_once_before(looped):
+    """So that a turn never pays for what the first reception of a process pays for."""
+    first, second = (replace(parse_contestant(str(looped.path)), label=each) for each in "ab")
+    other = replace(first, engine="openvino")
+    received = []
+
+    def load(*, together):
+        return Loader(
+            looped.manifest.signal,
+            lambda: pytest.fail("no engine here takes weights"),
+            1,
+            lambda receiver, contestant: received.append(contestant.label or "openvino"),
+            together,
+        )
+
+    for together, expected in ((True, ["a", "o"]), (False, ["a", "o", "a"])):
+        received.clear()
+        loader = load(together=together)
+        for each in (first, second, replace(other, label="o"), first):
+            loader.get(each)
+        assert received == expected
+
+
 @pytest.mark.slow
 def test_the_modules_in_pytorch_receive_the_same_picture(tmp_path, capsys, request):
     """All stages and every step of the loop, from the weights that the bundle was exported from."""
@@ -190,14 +227,19 @@ def test_the_modules_in_pytorch_receive_the_same_picture(tmp_path, capsys, reque
     folder.mkdir()
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(picture).resize((64, 64)).save(folder / "a.png")
-    pair = (f"{path},engine=torch,steps=3", f"{path},steps=3")
-    more = ("--images", folder, "--turns", 1, "--checkpoint", checkpoint)
-    result = measured(tmp_path, *pair, *more)
+    engines = ("torch", "onnxruntime")
+    contestants = [f"{path},engine={engine},steps=3" for engine in engines]
+    more = ("--images", folder, "--turns", 1)
+    result = measured(tmp_path, *contestants, *more, "--checkpoint", checkpoint)
     capsys.readouterr()
     modules, ours = result["contestants"]
     assert modules["engine"].startswith("torch ")
     assert [modules["steps"], ours["steps"]] == [3, 3]
     assert ours["psnr_to_first_db"] is None or ours["psnr_to_first_db"] > 50
+    other = str(tiny_checkpoint.write_control_ldm(tmp_path / "other", config))
+    command = ["bench", "receivers", *contestants, *map(str, more), "--checkpoint", other]
+    assert main(command) == 2
+    assert "ldm.jscc: got the weights 'model.ckpt' (" in capsys.readouterr().err
     request.getfixturevalue("tensorrt_takes")(Bundle.open(path), shapes="64x64")
 
 
