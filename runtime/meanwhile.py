@@ -8,6 +8,8 @@
 `jscc.runtime.backends.tensorrt` alone lets the first images wait: a self-test that the CPU passed
 would say nothing of the engine. Here each of the two receivers passes its own, and the Record says
 which of them received. Whatever goes wrong leaves the first one, and every Record says so.
+
+NOTE: like the backend, it never met a device; tests have fakes of driver and library.
 """
 
 import functools

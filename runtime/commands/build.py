@@ -205,7 +205,7 @@ def _lacking(spans: tuple[Span, ...], key: EngineKey, cache: EngineCache) -> tup
         try:
             kept.extend(cache.read(key, name).spans)
         except JsccError as error:
-            notice(f"jscc build: built again, since {error}")
+            notice(f"jscc build: built again unless others do, since {error}")
     return tuple(span for span in spans if not any(each.includes(span) for each in kept))
 
 
