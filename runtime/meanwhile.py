@@ -110,7 +110,7 @@ class _Exchange:
         self.serving = _Serving(receiver)
         self.settled = threading.Event()
         self._tell = tell
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection, which may close it, comes anywhere
         self._closed = False
         self._child: Child | None = None
         self._thread: threading.Thread | None = None
@@ -184,6 +184,7 @@ class _Exchange:
             self._check_open()
             child = self._child = Child(command)
         with child:
+            self._check_open()
             status = child.follow(hear)
         with self._lock:
             self._check_open()
@@ -244,8 +245,8 @@ class MeanwhileReceiver:
     An image of a size that has no engine is received like with `TensorRtBackend` alone: it waits
     until one is built. Have all that are to come in `shapes`.
 
-    Without library or device, without a self-test, where the build fails or the self-test on the
-    engines does, the first receiver goes on. What receives instead of the engines is in the
+    Without library or device, without a self-test, where a stage is not built or the self-test
+    on the engines does, the first receiver goes on. What receives instead of the engines is in the
     `fallbacks` of every Record, and is told once.
 
     Args:
@@ -254,12 +255,13 @@ class MeanwhileReceiver:
             those of the first receiver too.
         meanwhile: Receives at first; by default ONNX Runtime on the CPU. One that needs the device
             disturbs what full TensorRT measures there to choose its kernels.
-        shapes: As ``jscc build --shapes`` takes them; by default a tile and what is near.
+        shapes: As ``jscc build --shapes`` takes them; by default as it has them without.
         make: Makes either receiver, and says what else they have in common.
         command: What builds, instead of ``jscc build``.
 
     Raises:
         UsageError: ``E_SHAPES``; ``E_MEANWHILE``, a backend with TF32, for which nothing is built.
+        UnavailableError: ``E_HOME``, no `backend` is given and this user has no folder for one.
         JsccError: What `Receiver` raises of the first one.
     """
 
