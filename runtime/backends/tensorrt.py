@@ -2,10 +2,13 @@
 
 A stage runs with the engines of the cache; for sizes that none of them takes, one is built when
 they first come, which `tell` announces. Images of those sizes wait for it, since a self-test that
-the CPU passed meanwhile would say nothing of the engine; other sizes go on. Its sessions also take
-tensors where they are, on the device; see `jscc.runtime.device.reception`. Where library, driver or
-device are missing, where an engine crashed the library before, and for sizes that no engine can be
-built for, ONNX Runtime runs the stage on the CPU and its session says so.
+the CPU passed meanwhile would say nothing of the engine; other sizes go on. Who may not wait takes
+`jscc.runtime.meanwhile`: another receiver, with a self-test of its own, serves until all is built.
+
+Its sessions also take tensors where they are, on the device; see `jscc.runtime.device.reception`.
+Where library, driver or device are missing, where an engine crashed the library before, and for
+sizes that no engine can be built for, ONNX Runtime runs the stage on the CPU and its session says
+so.
 
 NOTE: no part of it that needs a device was ever executed on one: loading engines, running them and
 full TensorRT. Building for other devices, by TensorRT for RTX, was. Tests have a fake for the rest.

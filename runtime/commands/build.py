@@ -73,8 +73,9 @@ def main(arguments: Sequence[str]) -> int:
     library, targets = _targets(options.ahead)
     folder = options.output or usual_folder()
     make_private(folder, ENGINE)
-    jobs = list(_jobs(bundle, options, library, targets))
-    rows = list(_build_all(jobs, library, EngineCache(folder), force=options.force))
+    cache = EngineCache(folder)
+    jobs = list(_jobs(bundle, options, library, targets, cache))
+    rows = list(_build_all(jobs, library, cache, force=options.force))
     if options.json:
         say_json(_document(bundle, library, folder, rows))
     else:
@@ -117,7 +118,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="where the engines go (default: where receivers look for them)",
     )
-    parser.add_argument("--force", action="store_true", help="build again what is there")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--force", action="store_true", help="build again what is there")
+    again.add_argument(
+        "--missing", action="store_true", help="leave out sizes that engines there take already"
+    )
     add_json(parser)
     return parser.parse_args(arguments)
 
@@ -159,7 +164,11 @@ def _targets(ahead: str | None) -> tuple[Library, tuple[str, ...]]:
 
 
 def _jobs(
-    bundle: Bundle, options: argparse.Namespace, library: Library, targets: tuple[str, ...]
+    bundle: Bundle,
+    options: argparse.Namespace,
+    library: Library,
+    targets: tuple[str, ...],
+    cache: EngineCache,
 ) -> Iterator[Job]:
     """Every stage that was asked for, for every kind of device."""
     manifest = bundle.manifest
@@ -178,9 +187,26 @@ def _jobs(
         for target in targets:
             key = EngineKey(digest, library.named, target)
             asked = target if target in library.targets() else None
-            scratch = options.output or usual_folder()
-            plan = Plan(stage, entry, graph, external, spans, asked, scratch=scratch)
+            wanted = _lacking(spans, key, cache) if options.missing else spans
+            if spans and not wanted:
+                continue
+            plan = Plan(stage, entry, graph, external, wanted, asked, scratch=cache.folder)
             yield Job(plan, key, bundle.summaries[stage].nodes)
+
+
+def _lacking(spans: tuple[Span, ...], key: EngineKey, cache: EngineCache) -> tuple[Span, ...]:
+    """Those that no sound engine of the cache takes; all where none may be built, which is said."""
+    kept: list[Span] = []
+    try:
+        cache.check_survived(key)
+    except JsccError:
+        return spans
+    for name in cache.names(key):
+        try:
+            kept.extend(cache.read(key, name).spans)
+        except JsccError as error:
+            notice(f"jscc build: built again unless others do, since {error}")
+    return tuple(span for span in spans if not any(each.includes(span) for each in kept))
 
 
 def _build_all(

@@ -3,12 +3,14 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.engine import load_receiver
 from jscc.runtime.commands.host_sides import add_sides, read_sides
+from jscc.runtime.commands.meanwhile import add_meanwhile, load_meanwhile, shapes_of
 from jscc.runtime.commands.options import (
     add_csi,
     add_engine,
@@ -24,7 +26,9 @@ from jscc.runtime.csi import Csi
 from jscc.runtime.errors import CsiError, SymbolsError, UsageError
 from jscc.runtime.frame import Frame
 from jscc.runtime.image_files import encode_png
+from jscc.runtime.meanwhile import MeanwhileReceiver
 from jscc.runtime.output_files import check_destination, write_file
+from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 from jscc.runtime.sides import shape_side
 from jscc.runtime.symbol_files import Recording, read_symbols
@@ -53,13 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     _check_origin(bundle, recording, frames, strict=options.strict)
     own = read_sides(bundle.manifest, options.context, options.sides)
     rows, lines = [], []
-    with load_receiver(
-        bundle,
-        options.providers,
-        options.threads,
-        strict=options.strict,
-        engine=options.engine,
-    ) as device:
+    with _load(bundle, frames, options) as device:
         for path, frame in zip(outputs, frames, strict=True):
             known = _know(bundle, frame, options)
             size = options.size or frame.size
@@ -116,8 +114,27 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "samples without a hash, symbols of another bundle",
     )
     add_engine(parser)
+    add_meanwhile(parser)
     add_json(parser)
     return parser.parse_args(arguments)
+
+
+def _load(
+    bundle: Bundle, frames: Sequence[Frame], options: argparse.Namespace
+) -> AbstractContextManager[Receiver | MeanwhileReceiver]:
+    """What receives all frames."""
+    names, threads, strict = options.providers, options.threads, options.strict
+    if options.meanwhile is None:
+        return load_receiver(bundle, names, threads, strict=strict, engine=options.engine)
+    return load_meanwhile(
+        bundle,
+        names,
+        threads,
+        strict=strict,
+        engine=options.engine,
+        meanwhile=options.meanwhile,
+        shapes=shapes_of(frames, options.size, bundle.manifest),
+    )
 
 
 def output_paths(path: Path, count: int) -> tuple[Path, ...]:

@@ -49,6 +49,11 @@ class Span:
             ranges[symbol][0] <= size <= ranges[symbol][2] for symbol, size in sizes.items()
         )
 
+    def includes(self, other: "Span") -> bool:
+        """Whether an engine of this span takes all that one of the other does."""
+        ends = ({symbol: sizes[end] for symbol, sizes in other.ranges} for end in (0, 2))
+        return all(self.covers(sizes) for sizes in ends)
+
     @property
     def reach(self) -> float:
         """How wide it is: sizes are served by the narrowest span that covers them."""
@@ -124,12 +129,18 @@ def usual_images(manifest: Manifest) -> tuple[Span, ...]:
     edge = min(contract.tile or UNTILED, most or contract.multiple)
     edges = (-(-edge // 2), edge, edge)
     images = [Span.of({"batch": (1, 1, 1), "height": edges, "width": edges})]
-    if manifest.selftest is not None:
-        rows, columns = manifest.tensors[manifest.selftest.symbols].shape[-2:]
-        stride = manifest.signal.stride
-        size = {"batch": 1, "height": stride * rows, "width": stride * columns}
-        images.insert(0, Span.exactly(size))
+    tested = selftest_size(manifest)
+    if tested is not None:
+        images.insert(0, Span.exactly({"batch": 1, "height": tested[0], "width": tested[1]}))
     return tuple(dict.fromkeys(images))
+
+
+def selftest_size(manifest: Manifest) -> tuple[int, int] | None:
+    """(height, width) of the self-test's padded image; None where the bundle has none."""
+    if manifest.selftest is None:
+        return None
+    rows, columns = manifest.tensors[manifest.selftest.symbols].shape[-2:]
+    return manifest.signal.stride * rows, manifest.signal.stride * columns
 
 
 def stage_spans(images: Iterable[Span], entry: StageEntry, manifest: Manifest) -> tuple[Span, ...]:

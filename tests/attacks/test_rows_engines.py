@@ -3,6 +3,7 @@
 Everywhere: an image all the same, and a record that says what it was received on and why.
 """
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,10 +17,12 @@ from PIL import Image
 
 import tiny_bundle
 from array_kernels import ArrayKernels
+from fake_build import Gate, Said
 from fake_cuda import Status, make_cuda
 from fake_tensorrt import WORDS, FakeTensorRt, install, make_device
 from jscc.__main__ import main
 from jscc.kernels.sources import entries_of
+from jscc.runtime import meanwhile
 from jscc.runtime.backends.engines import make_backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.backends.tensorrt import TensorRtBackend
@@ -29,6 +32,7 @@ from jscc.runtime.device.cubins import CubinCache
 from jscc.runtime.device.device import Device
 from jscc.runtime.device.loader import KernelLoader
 from jscc.runtime.errors import UnavailableError, UsageError
+from jscc.runtime.meanwhile import MeanwhileReceiver
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.tensorrt import library as tensorrt_library
 from jscc.runtime.tensorrt.cache import MOST_ENDS, EngineCache
@@ -379,6 +383,7 @@ from jscc.runtime.backends.tensorrt import TensorRtBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.csi import Csi
 from jscc.runtime.noise import PhiloxNoise
+from jscc.runtime.meanwhile import MeanwhileReceiver
 from jscc.runtime.receiver import Receiver
 
 class Noise(PhiloxNoise):
@@ -553,6 +558,36 @@ def test_row_52_a_receiver_is_there_when_it_can_decode(backend, library, codec):
     _, record = receiver.receive(good(0, KNOWN), CSI, seed=0)
     assert (record.providers, record.fallbacks) == ({"decode": "cuda"}, ())
     assert len(library.told) == built
+
+
+def test_row_52_the_cpu_serves_meanwhile_and_after_a_kill(
+    backend, codec, truth, tmp_path, monkeypatch
+):
+    """What is killed half-way leaves no engine, and every record says so; the next start has it."""
+    gate, said = Gate(tmp_path / "gate"), Said()
+    monkeypatch.setattr(meanwhile, "command_line", gate.command_line)
+    backend = dataclasses.replace(backend, tell=said)
+
+    def receive(receiver, level):
+        image, record = receiver.receive(good(), CSI, seed=0)
+        assert np.abs(image - truth(good())).max() <= level
+        return record.providers["decode"], record.fallbacks
+
+    with MeanwhileReceiver(codec, backend=backend) as receiver:
+        said.wait_for("jscc build: decode for sm_89 NVIDIA Fake, 1 of 1 …")
+        provider, (note,) = receive(receiver, 0)
+        assert (provider, note.partition(", ")[0]) == ("cpu", "engine tensorrt: being built")
+        os.kill(receiver._exchange._child.pid, signal.SIGKILL)
+        assert receiver.wait(120)
+        provider, (note,) = receive(receiver, 0)
+        assert provider == "cpu"
+        assert "since jscc build: got signal SIGKILL" in note
+        assert note.endswith("[E_ENGINE_BUILD]")
+    assert engines(backend) == []
+    gate.open()
+    with MeanwhileReceiver(codec, backend=backend, shapes=["32x48"]) as receiver:
+        assert receiver.wait(120)
+        assert receive(receiver, 1) == ("cuda", ())
 
 
 KILLS = {

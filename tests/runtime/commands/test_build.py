@@ -108,6 +108,32 @@ def test_what_is_there_is_not_built_again(jscc, library, codec, out):
     assert len(library.told) == 5
 
 
+def test_missing_leaves_out_what_an_engine_there_takes(jscc, library, codec, out):
+    """Wider ones count, damaged ones do not; where nothing may be built, that is said still."""
+    common = ("build", codec, "--ahead", "sm_89", "--stage", "decode", "-o", out)
+    assert jscc(*common, "--shapes", "1x8x8-2x32x32").status == 0
+    (path,) = out.iterdir()
+    ran = jscc(*common, "--missing", "--shapes", "16x24,2x32x32,8x16-24x24", "--json")
+    assert (ran.status, ran.err, ran.json["engines"]) == (0, "", [])
+    assert jscc(*common, "--missing", "--shapes", "16x24").status == 0
+    assert len(library.told) == 1
+    ran = jscc(*common, "--missing", "--shapes", "16x24,3x16x24,8x16-40x40", "--json")
+    (row,) = ran.json["engines"]
+    assert [(each["batch"], each["height"]) for each in row["profiles"]] == [
+        ([3, 3, 3], [16, 16, 16]), ([1, 1, 1], [8, 40, 40]),
+    ]  # fmt: skip
+    assert len(library.told) == 2
+    path.write_bytes(path.read_bytes()[:-1])
+    ran = jscc(*common, "--missing", "--shapes", "2x16x24,16x24")
+    assert "jscc build: built again unless others do, since engine " in ran.err
+    assert library.told[2]["profiles"] == [{"received": [[2, 4, 4, 6]] * 3, "snr_db": [[2]] * 3}]
+    bury(path)
+    ran = jscc(*common, "--missing", "--shapes", "16x24")
+    assert (ran.status, len(library.told)) == (65, 3)
+    assert "[E_ENGINE_CRASH]" in ran.err
+    assert jscc(*common, "--missing", "--force").status == 2
+
+
 def test_on_a_device(jscc, full, codec, monkeypatch, tmp_path):
     """Without -o they go where receivers look; later builds profit from earlier ones."""
     monkeypatch.setattr(tensorrt.Path, "home", lambda: tmp_path)
