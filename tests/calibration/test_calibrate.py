@@ -75,7 +75,7 @@ def test_a_layer_is_quantised_unless_it_is_kept_or_given_back(looped, tmp_path):
         assert bytes(outcome.bundle.graph(stage)) == bytes(looped.graph(stage))
 
 
-def test_layers_are_given_back_worst_first_until_the_budget_holds(looped, tmp_path):
+def test_layers_are_given_back_until_the_budget_holds(looped, tmp_path):
     free = calibrated(looped, order_of(tmp_path, budget=Budget(agreement=0.0)))
     assert free.found.returned == ()
     bound = free.cost.agreement_db + 3
@@ -86,7 +86,7 @@ def test_layers_are_given_back_worst_first_until_the_budget_holds(looped, tmp_pa
     returned = outcome.found.returned
     worst_first = sorted(free.sensitivity, key=free.sensitivity.__getitem__, reverse=True)
     assert returned
-    assert list(returned) == worst_first[: len(returned)]
+    assert [key for key in worst_first if key in returned] == list(returned)
     assert outcome.cost.agreement_db >= bound
     assert len(returned) == min(t.returned for t in outcome.found.trials if t.holds)
     listed = outcome.bundle.manifest.calibration["returned"]

@@ -50,7 +50,7 @@ def outcome(**changes):
         ),
         kept={FIRST: "first: reads a graph input"},
         sensitivity={UP: 3.25e-2, DOWN: 1e-4},
-        found=Found((UP,), (Trial(0, over, False), Trial(1, within, True))),
+        found=Found((UP,), within, (Trial(0, over, False), Trial(1, within, True))),
         sizes=(95.5, 24.25),
         tried=8,
         parameters={UP: 1_000_000, DOWN: 3_000_000, FIRST: 500_000},
@@ -86,7 +86,7 @@ def test_it_says(said):
 
 def test_lpips_is_told_where_it_was_measured():
     cost = Cost(0.05, 0.0042, 45.5, {0.0: (0.02, -0.0013)})
-    report = text(found=Found((), (Trial(0, cost, True),)))
+    report = text(found=Found((), cost, (Trial(0, cost, True),)))
     assert "| 0 | 0.050 | +0.0042 | 45.50 | yes |" in report
     assert "| 0 | 0.020 | -0.0013 |" in report
     assert "Given back" not in report

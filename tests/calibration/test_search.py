@@ -1,11 +1,11 @@
-"""Search on costs that are made up: the least count, few attempts, and only what was measured."""
+"""Search on costs that are made up: few layers, few attempts, and only what was measured."""
 
 import math
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jscc.calibration.search import search
+from jscc.calibration.search import ROUNDS, search
 from jscc.calibration.trials import Budget, Cost
 
 BUDGET = Budget(psnr=0.1)
@@ -20,36 +20,60 @@ def cost(psnr):
 
 
 class Bench:
-    """Costs too much while fewer than `needed` of the worst layers were given back."""
+    """Costs too much while one of `needed` was not given back."""
 
-    def __init__(self, worst_first, needed):
-        self.worst_first = worst_first
-        self.needed = needed
+    def __init__(self, needed):
+        self.needed = frozenset(needed)
         self.asked = []
 
     def __call__(self, returned):
-        count = len(returned)
-        assert returned == frozenset(self.worst_first[:count])
-        self.asked.append(count)
-        return cost(0.05 if count >= self.needed else 0.2 + 1 / (1 + count))
+        self.asked.append(returned)
+        return cost(0.05 if self.needed <= returned else 0.2 + 1 / (1 + len(returned)))
+
+
+def log2(count):
+    return math.ceil(math.log2(count + 1))
 
 
 @given(st.integers(0, 300), st.data())
-def test_the_least_count_is_found_in_few_attempts(total, data):
-    needed = data.draw(st.integers(0, total))
+def test_those_that_are_needed_are_found_in_few_attempts(total, data):
     worst_first = layers(total)
-    bench = Bench(worst_first, needed)
+    most = min(total, ROUNDS)
+    needed = data.draw(
+        st.sets(st.sampled_from(worst_first), max_size=most) if total else st.just(())
+    )
+    bench = Bench(needed)
     found = search(worst_first, bench, BUDGET)
-    assert found.returned == worst_first[:needed]
+    assert found.returned == tuple(sorted(needed, key=worst_first.index))
     assert len(bench.asked) == len(set(bench.asked))
-    assert len(bench.asked) <= 2 * math.ceil(math.log2(needed + 1)) + 2
+    assert len(bench.asked) <= 2 * log2(total) + 2 + len(needed) * (1 + log2(total))
+
+
+@given(st.integers(ROUNDS + 1, 40), st.data())
+def test_where_many_are_needed_the_worst_are_given_back_in_a_row(total, data):
+    worst_first = layers(total)
+    needed = data.draw(st.sets(st.sampled_from(worst_first), min_size=ROUNDS + 1))
+    found = search(worst_first, Bench(needed), BUDGET)
+    last = sorted(needed, key=worst_first.index)[-ROUNDS:]
+    assert found.returned[-ROUNDS:] == tuple(last)
+    count = len(found.returned) - ROUNDS
+    assert found.returned[:count] == worst_first[:count]
+    assert worst_first[count - 1] in needed
+    assert needed <= set(found.returned)
+
+
+def test_one_that_was_ranked_late_does_not_take_those_before_it_along():
+    worst_first = layers(60)
+    found = search(worst_first, Bench({worst_first[50]}), BUDGET)
+    assert found.returned == (worst_first[50],)
+    assert (found.trials[-1].returned, found.trials[-1].holds) == (1, True)
 
 
 @given(st.integers(0, 100))
 def test_what_cannot_hold_is_none(total):
-    bench = Bench(layers(total), total + 1)
-    assert search(bench.worst_first, bench, BUDGET) is None
-    assert bench.asked[-1] == total
+    bench = Bench({("decode", "another")})
+    assert search(layers(total), bench, BUDGET) is None
+    assert len(bench.asked[-1]) == total
     assert len(bench.asked) <= math.log2(total + 1) + 3
 
 
@@ -68,6 +92,6 @@ def test_on_any_costs_the_result_was_measured_and_holds(costs):
 
 
 def test_nothing_is_given_back_where_nothing_need_be():
-    bench = Bench(layers(9), 0)
-    found = search(bench.worst_first, bench, BUDGET)
-    assert (found.returned, bench.asked) == ((), [0])
+    bench = Bench(())
+    found = search(layers(9), bench, BUDGET)
+    assert (found.returned, bench.asked) == ((), [frozenset()])

@@ -8,6 +8,7 @@ here each system is exported once more, for any size.
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import pytest
 import tiny_bundle
 import tiny_convolutions
 from jscc.__main__ import main
+from jscc.export.cli import main as export
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.device.device import open_device
 from jscc.runtime.errors import BundleError, UnavailableError
@@ -48,7 +50,8 @@ def build(
     bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str], *more: str
 ) -> dict[str, Any]:
     """What ``jscc build --json`` says; nothing may be refused."""
-    options = ("--ahead", TARGET, "--shapes", SHAPES, "-o", str(folder), "--json", *more)
+    shapes = () if "--shapes" in more else ("--shapes", SHAPES)
+    options = ("--ahead", TARGET, *shapes, "-o", str(folder), "--json", *more)
     capsys.readouterr()
     status = main(["build", str(bundle), *options])
     out, err = capsys.readouterr()
@@ -94,6 +97,23 @@ def test_half_and_integers_are_taken(
     assert main(["calibrate", str(source), *images, *options]) == 0
     document = build(lower, tmp_path / "engines", capsys)
     assert document["precision"] == precision
+
+
+@pytest.mark.exhaustive
+def test_the_denoiser_of_stable_diffusion_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the size of Stable Diffusion 2.1, weights beside the graph; takes minutes and memory."""
+    if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 20 << 30:
+        pytest.skip("less than 20 GiB of memory")
+    bundle = tmp_path / "sd21.jscc"
+    command = ("--model", "diffjscc", "--config", "architecture:diffjscc_c16", "--vae", "tiny")
+    assert export([*command, "--random-weights", "0", "-o", str(bundle)]) == 0
+    document = build(
+        bundle, tmp_path / "engines", capsys, "--stage", "denoise", "--shapes", "512x512"
+    )
+    (row,) = document["engines"]
+    assert row["size"] > 3 << 30  # 1.2 billion weights in float32
 
 
 def library() -> Any:
