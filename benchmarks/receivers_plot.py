@@ -13,6 +13,9 @@ from jscc.benchmarks.plots import COLOURS, MARKERS, STYLE, add_legend, plain_num
 from jscc.benchmarks.titles import TITLES
 from jscc.runtime.errors import DataError, UsageError
 
+_LEGEND_COLUMNS = 2
+_PLOT_INCHES, _ROW_INCHES = 3.6, 0.22
+
 
 def read_receivers(path: Path) -> Mapping[str, Any]:
     """A result of ``jscc bench receivers``.
@@ -56,7 +59,8 @@ def plot_receivers(results: Sequence[Mapping[str, Any]], form: str) -> bytes:
             "--images DIR --lpips-weights DIR. Record one.",
         )
     with style.context(["default", STYLE]):
-        figure = Figure(figsize=(6.6, 4.2))
+        rows = -(-len(points) // _LEGEND_COLUMNS)
+        figure = Figure(figsize=(6.6, _PLOT_INCHES + _ROW_INCHES * rows))
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for index, each in enumerate(points):
@@ -71,5 +75,6 @@ def plot_receivers(results: Sequence[Mapping[str, Any]], form: str) -> bytes:
         axes.set_xscale("log")
         plain_numbers(axes.xaxis)
         axes.set(xlabel="s per image", ylabel=TITLES["lpips"][0])
-        add_legend(figure, axes, 2)
+        axes.margins(0.06)
+        add_legend(figure, axes, _LEGEND_COLUMNS)
         return saved(figure, form)
