@@ -295,10 +295,9 @@ class _Work:
 
         def cost_of(returned: frozenset[Key]) -> Cost:
             draft = Place(self._scratch / "trial.jscc", overwrite=True)
-            models = self._models(base, collected, chosen, returned)
             bundle = rewrite(
                 source,
-                models,
+                self._models(base, collected, chosen, returned),
                 draft,
                 precision=order.precision,
                 calibration=None,
@@ -314,7 +313,6 @@ class _Work:
                 f"--budget: got a budget that no layer's conversion meets, of {len(worst_first)} "
                 "tried. Allow more, or calibrate other stages.",
             )
-        models = self._models(base, collected, chosen, frozenset(found.returned))
         earlier = source.manifest.calibration or {}
         record = {
             **earlier,
@@ -322,7 +320,7 @@ class _Work:
         }
         bundle = rewrite(
             source,
-            models,
+            self._models(base, collected, chosen, frozenset(found.returned)),
             order.place,
             precision=order.precision,
             calibration=record,
