@@ -29,7 +29,7 @@ from jscc.benchmarks.diffusers_schedulers import (
     make_scheduler,
     spacing_for,
 )
-from jscc.benchmarks.peer_diffusers import convert
+from jscc.benchmarks.peer_diffusers import convert, find_noise
 from jscc.benchmarks.torch_backend import TorchBackend
 from jscc.runtime.arithmetic import HostArithmetic, Mix
 from jscc.runtime.backends.base import OnCpu
@@ -221,16 +221,8 @@ class Networks(OnCpu):
         latent, timestep, context = fed["latent"], fed["timestep"], self.context
         label = self.snr_scale * fed["snr_db"] - self.min_snr if "snr_db" in fed else None
         with torch.inference_mode():
-            down, middle = self.control(
-                latent, timestep, context, fed["hint"], class_labels=label, return_dict=False
-            )
-            (noise,) = self.unet(
-                latent,
-                timestep,
-                context,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-                return_dict=False,
+            noise = find_noise(
+                self.control, self.unet, latent, timestep, context, fed["hint"], label
             )
         return {NOISE: noise.numpy()}
 

@@ -111,21 +111,44 @@ def load(folder: Path, threads: int) -> Callable[[], Array]:
 
     def step() -> Array:
         with torch.no_grad():
-            down, middle = control(
-                latent, timestep, context, inputs["hint"], class_labels=label, return_dict=False
-            )
-            (noise,) = unet(
-                latent,
-                timestep,
-                context,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-                return_dict=False,
-            )
+            noise = find_noise(control, unet, latent, timestep, context, inputs["hint"], label)
             made = scheduler.step(noise, int(timestep[0]), latent)
         return np.asarray(made.pred_original_sample.numpy(), np.float32)
 
     return step
+
+
+def find_noise(
+    control: Any,
+    unet: Any,
+    latent: Tensor,
+    timestep: Tensor,
+    context: Tensor,
+    hint: Tensor,
+    label: Tensor | None,
+) -> Tensor:
+    """The noise that diffusers' ControlNet and UNet find in `latent`, like it.
+
+    Args:
+        control: ``ControlNetModel``.
+        unet: ``UNet2DConditionModel``.
+        latent: float32[batch, planes, rows, columns].
+        timestep: float32[batch].
+        context: float32[1 or batch, tokens, width].
+        hint: Like the latent.
+        label: What stands for the SNR, float32[batch]; None where none is told.
+    """
+    down, middle = control(latent, timestep, context, hint, class_labels=label, return_dict=False)
+    (noise,) = unet(
+        latent,
+        timestep,
+        context,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+        return_dict=False,
+    )
+    found: Tensor = noise
+    return found
 
 
 def networks(case: Case) -> tuple[Any, Any]:

@@ -169,8 +169,9 @@ def run(options: argparse.Namespace) -> int:
         for turn in range(options.turns):
             for contestant, runs in zip(options.contestants, taken, strict=True):
                 if contestant.turns is None or turn < contestant.turns:
-                    loaded, each = loader.get(contestant), heard[turn % len(heard)]
-                    _take_turn(loaded, runs, contestant, each, options.seed)
+                    each = heard[turn % len(heard)]
+                    # Not named here: the next is loaded when nothing holds on to this one.
+                    _take_turn(loader.get(contestant), runs, contestant, each, options.seed)
                     progress.advance(str(contestant))
     finally:
         progress.close()

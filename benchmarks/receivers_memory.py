@@ -38,18 +38,25 @@ def peak_alone_mib(
         None where the system does not tell.
 
     Raises:
-        UnavailableError: ``E_MEASURE``, the process failed.
+        UnavailableError: ``E_MEASURE``, the process failed, or took more than `LIMIT_S` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="jscc-receivers-") as folder:
         result = Path(folder) / "alone.json"
         command = [sys.executable, "-m", "jscc", *_arguments(contestant, size, threads, options)]
-        ran = subprocess.run(
-            [*command, "--json", str(result)],
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
+        try:
+            ran = subprocess.run(
+                [*command, "--json", str(result)],
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UnavailableError(
+                "E_MEASURE",
+                f"memory of {contestant}: got no end within {LIMIT_S} s, expected one. "
+                "Leave --memory out, or give a smaller --size.",
+            ) from error
         if ran.returncode != 0:
             last = (ran.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
             raise UnavailableError(

@@ -295,9 +295,10 @@ class _Work:
 
         def cost_of(returned: frozenset[Key]) -> Cost:
             draft = Place(self._scratch / "trial.jscc", overwrite=True)
+            models = self._models(base, collected, chosen, returned)
             bundle = rewrite(
                 source,
-                self._models(base, collected, chosen, returned),
+                models,
                 draft,
                 precision=order.precision,
                 calibration=None,
@@ -313,6 +314,7 @@ class _Work:
                 f"--budget: got a budget that no layer's conversion meets, of {len(worst_first)} "
                 "tried. Allow more, or calibrate other stages.",
             )
+        models = self._models(base, collected, chosen, frozenset(found.returned))
         earlier = source.manifest.calibration or {}
         record = {
             **earlier,
@@ -320,7 +322,7 @@ class _Work:
         }
         bundle = rewrite(
             source,
-            self._models(base, collected, chosen, frozenset(found.returned)),
+            models,
             order.place,
             precision=order.precision,
             calibration=record,

@@ -58,30 +58,29 @@ def rewrite(
         OutputError: ``E_EXISTS``, ``E_OUTPUT``: the destination cannot be made.
         StorageError: ``E_DISK_FULL``, ``E_IO``.
     """
-    names, replaced = frozenset(models), _replaced(source, models)
     with tempfile.TemporaryDirectory(
         prefix=f".{place.path.name}.calibrate.", dir=place.path.resolve().parent
     ) as scratch:
         folder = Path(scratch)
         files: dict[str, bytes | Path] = {
-            name: source.file(name) for name in source.manifest.files if name not in replaced
+            name: source.file(name)
+            for name in source.manifest.files
+            if name not in _replaced(source, models)
         }
         for stage, model in models.items():
             files |= write_graph(model, stage, folder)
-            del model
-        del models  # as large as the weights, which are received with next
         manifest = dataclasses.replace(
             source.manifest,
             stages={
                 name: dataclasses.replace(stage, graph=f"graphs/{name}.onnx")
-                if name in names
+                if name in models
                 else stage
                 for name, stage in source.manifest.stages.items()
             },
             precision=precision,
             calibration=calibration,
             quality=source.manifest.quality if precision == source.manifest.precision else None,
-            parity={k: v for k, v in source.manifest.parity.items() if k not in names},
+            parity={k: v for k, v in source.manifest.parity.items() if k not in models},
             files={},
         )
         manifest = dataclasses.replace(manifest, format=needed_format(manifest))

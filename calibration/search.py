@@ -52,9 +52,8 @@ def search(
     The last of them is needed. Without it in question, the fewest of those in front of it are
     looked for that make the budget hold with it, none first; the last of those is needed too, and
     so on, `ROUNDS` times at most. With costs that never rise where more is given back, and so few
-    layers that are needed, these alone are returned (Ulrich Junker, "QuickXplain: Preferred
-    Explanations and Relaxations for Over-Constrained Problems", AAAI 2004, in its simplest form).
-    Whatever the costs, what is returned was measured and holds.
+    layers that are needed, these alone are returned. Whatever the costs, what is returned was
+    measured and holds.
 
     Args:
         worst_first: The layers that would be quantised, the most sensitive in front.

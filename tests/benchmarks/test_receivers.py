@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ import tiny_checkpoint
 import tiny_convolutions
 from alexnet_weights import random_weights
 from jscc.__main__ import main
-from jscc.benchmarks import receivers_memory
+from jscc.benchmarks import contestants, receivers_memory
 from jscc.benchmarks.contestants import Contestant, Loader, parse_contestant
 from jscc.benchmarks.receivers_table import stages_table
 from jscc.calibration.lpips import LPIPS_FILES
@@ -125,6 +126,16 @@ def test_memory_that_cannot_be_measured_is_said(looped, tmp_path, monkeypatch, c
     assert not path.exists()
 
 
+def test_memory_that_takes_too_long_is_said(looped, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(receivers_memory, "LIMIT_S", 0.01)
+    path = tmp_path / "result.json"
+    command = ["bench", "receivers", str(looped.path), "--memory", "--json", str(path)]
+    assert main(command) == 69
+    told = capsys.readouterr().err
+    assert "memory of loop: got no end within 0.01 s, expected one." in told
+    assert not path.exists()
+
+
 def test_the_stages_table_says_where_the_time_goes():
     times = {"decode": 250.0, "denoise": 1500.0, "total": 2000.0}
     contestants = [
@@ -206,8 +217,28 @@ def test_what_is_dropped_is_loaded_again_and_receives_once_before(looped):
         assert received == expected
 
 
+def test_one_at_a_time_holds_on_to_one(looped, tmp_path, monkeypatch, capsys):
+    """When one is loaded, those before it are gone."""
+    made = []
+
+    class Watched(contestants.Receiver):
+        def __init__(self, *args, **kwargs):
+            assert [each for each in made if each() is not None] == []
+            super().__init__(*args, **kwargs)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(contestants, "Receiver", Watched)
+    pair = (f"{looped.path},steps=1", f"{looped.path},engine=openvino,steps=1")
+    measured(tmp_path, *pair, "--size", "32x40", "--turns", 2, "--one-at-a-time")
+    capsys.readouterr()
+    assert len(made) == 4
+
+
 @pytest.mark.slow
-def test_the_modules_in_pytorch_receive_the_same_picture(tmp_path, capsys, request):
+@pytest.mark.parametrize(
+    "engine", ["torch", pytest.param("torch-compile", marks=pytest.mark.exhaustive)]
+)
+def test_the_modules_in_pytorch_receive_the_same_picture(engine, tmp_path, capsys, request):
     """All stages and every step of the loop, from the weights that the bundle was exported from."""
     from jscc.export.cli import main as export
 
@@ -227,17 +258,17 @@ def test_the_modules_in_pytorch_receive_the_same_picture(tmp_path, capsys, reque
     folder.mkdir()
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(picture).resize((64, 64)).save(folder / "a.png")
-    engines = ("torch", "onnxruntime")
-    contestants = [f"{path},engine={engine},steps=3" for engine in engines]
+    pair = [f"{path},engine={name},steps=3" for name in (engine, "onnxruntime")]
     more = ("--images", folder, "--turns", 1)
-    result = measured(tmp_path, *contestants, *more, "--checkpoint", checkpoint)
+    result = measured(tmp_path, *pair, *more, "--checkpoint", checkpoint)
     capsys.readouterr()
     modules, ours = result["contestants"]
     assert modules["engine"].startswith("torch ")
+    assert modules["engine"].endswith(" compiled") == (engine == "torch-compile")
     assert [modules["steps"], ours["steps"]] == [3, 3]
     assert ours["psnr_to_first_db"] is None or ours["psnr_to_first_db"] > 50
     other = str(tiny_checkpoint.write_control_ldm(tmp_path / "other", config))
-    command = ["bench", "receivers", *contestants, *map(str, more), "--checkpoint", other]
+    command = ["bench", "receivers", *pair, *map(str, more), "--checkpoint", other]
     assert main(command) == 2
     assert "ldm.jscc: got the weights 'model.ckpt' (" in capsys.readouterr().err
     request.getfixturevalue("tensorrt_takes")(Bundle.open(path), shapes="64x64")
