@@ -280,4 +280,6 @@ def test_weights_of_another_checkpoint_are_refused(ldm, picture, tmp_path, capsy
     command = ["bench", "receivers", f"{path},engine=diffusers,steps=1", "--images", picture]
     command += ["--config", tmp_path / "config.yaml", "--random-weights", 5]
     assert main([str(word) for word in command]) == 2
-    assert "miss the bundle's keys and values by" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "text.jscc: got the weights 'random weights, seed 5'" in told
+    assert "expected 'model.ckpt'" in told
