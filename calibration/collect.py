@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jscc.calibration.air import Received, frame_of, meet_channel
+from jscc.calibration.extremes import add_extremes, extremes
 from jscc.calibration.half import half_tensors
 from jscc.calibration.layers import layers_of
 from jscc.calibration.probe import Probe
@@ -131,7 +132,8 @@ def collect(
         stages: Those to measure; the others just run.
         airings: What arrived.
         grid: How it is received.
-        everything: Measure every tensor that could become float16.
+        everything: Measure every tensor that could become float16, its extremes only: all of them
+            at once would take more memory than anything else that calibration does.
         threads: Of the engine.
         progress: Told of each reception.
 
@@ -147,9 +149,9 @@ def collect(
             return ()
         watched = watched_tensors(model)
         if everything:
-            watched = dict.fromkeys(half_tensors(model)) | watched
+            watched = dict.fromkeys((*half_tensors(model), *watched))
         collected.ranges[stage] = {name: Ranges(axis) for name, axis in watched.items()}
-        return tuple(watched)
+        return add_extremes(model, watched) if everything else tuple(watched)
 
     def tell(stage: str, fed: Mapping[str, Array], tensors: Mapping[str, Array]) -> None:
         step = float(np.ravel(fed["timestep"])[0]) if "timestep" in fed else None
@@ -157,8 +159,9 @@ def collect(
         if step is not None:
             collected.timesteps.add(step)
         collected.evaluations[stage] = collected.evaluations.get(stage, 0) + 1
-        for name, array in tensors.items():
-            _note(collected.ranges[stage][name], array, cell, stage, name)
+        for name, ranges in collected.ranges[stage].items():
+            array = extremes(name, tensors) if everything else tensors[name]
+            _note(ranges, array, cell, stage, name)
 
     receiver = Receiver(bundle, backend=Probe(expose, tell, threads), selftest=False)
     for airing in airings:

@@ -65,7 +65,12 @@ class Probe:
         lay_open(model, names)
         exposed = serialise_graph(model)
         build = session_builder(
-            stage, exposed, external, provider="cpu", threads=self.threads or usable_cores()
+            stage,
+            exposed,
+            external,
+            provider="cpu",
+            threads=self.threads or usable_cores(),
+            in_order=True,
         )
         return ProbedSession(stage, entry, build(), names, self.tell)
 

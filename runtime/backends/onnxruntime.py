@@ -260,9 +260,18 @@ def _assigned(session: ort.InferenceSession, name: str) -> tuple[str | None, tup
 
 
 def session_builder(
-    stage: str, graph: bytes, external: Mapping[str, memoryview], *, provider: str, threads: int
+    stage: str,
+    graph: bytes,
+    external: Mapping[str, memoryview],
+    *,
+    provider: str,
+    threads: int,
+    in_order: bool = False,
 ) -> Callable[[], ort.InferenceSession]:
     """What makes the stage's session on one provider, as often as needed.
+
+    With `in_order`, nodes run in the graph's order; of what nothing else waits for, the library
+    leaves the rest to the end otherwise, and keeps until then what it reads.
 
     The session raises what the library raises; `OnnxRuntimeSession` is the stage with its ports
     checked and its errors explained.
@@ -272,6 +281,8 @@ def session_builder(
 
     def load(weights: Mapping[str, memoryview]) -> ort.InferenceSession:
         options = _options(suited, threads, watched=provider != "cpu")
+        if in_order:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         with _weights(options, stage, suited, weights):
             return ort.InferenceSession(
                 suited,

@@ -139,6 +139,14 @@ def test_everything_takes_in_what_no_layer_touches(looped, airings, grid):
     assert all(ranges.samples == 3 for ranges in collected.ranges["denoise"].values())
 
 
+def test_everything_goes_as_far_as_what_layers_touch(looped, airings, grid, collected):
+    """Of all tensors only extremes are asked of the graph; they are the same."""
+    everything = collected_of(looped, airings, grid, everything=True)
+    for stage in STAGES:
+        for name, ranges in collected.ranges[stage].items():
+            assert everything.ranges[stage][name].cells == ranges.cells
+
+
 def broken(path, value):
     """The bundle with one weight of `tail` replaced."""
     manifest, files = tiny_convolutions.looped()
@@ -153,12 +161,13 @@ def broken(path, value):
     return write_bundle(path, manifest, files)
 
 
-def test_a_tensor_that_is_not_finite_is_named(tmp_path, airings, grid):
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_tensor_that_is_not_finite_is_named(tmp_path, airings, grid, everything):
     """`Tanh` behind it makes the image finite, so nobody else would notice."""
     bundle = broken(tmp_path / "broken.jscc", 3e38)
     said = "stage 'decode', tensor 't0' at 0 dB: got a value that is not finite, expected finite"
     with pytest.raises(UnavailableError, match=said) as caught:
-        collected_of(bundle, airings, grid)
+        collected_of(bundle, airings, grid, everything=everything)
     assert caught.value.code == "E_RUN"
 
 
