@@ -143,13 +143,15 @@ def _openvino(graph: str, precision: str) -> Callable[[Path, int], Step]:
 
 _GRAPH = f"{STAGE}.onnx"
 _RATED = f"{INT8_FOLDER}/{_GRAPH}"
-_OPENVINO = ("openvino",)
+_NNCF = f"{NNCF_FOLDER}/{STAGE}.xml"
+_OPENVINO, _BOTH = ("openvino",), ("openvino", "nncf")
 FORMS = {  # of ours, by what `--ours` calls them
     "fp32": OURS,
     "int8": f"{OURS}-int8",
     "openvino": f"{OURS}-openvino",
     "openvino-bf16": f"{OURS}-openvino-bf16",
     "openvino-int8": f"{OURS}-openvino-int8",
+    "openvino-int8-bf16": f"{OURS}-openvino-int8-bf16",
 }
 ENGINES: dict[str, Maker] = {
     FORMS["fp32"]: Maker(_ours("onnxruntime"), needs=("onnxruntime",)),
@@ -161,6 +163,9 @@ ENGINES: dict[str, Maker] = {
     FORMS["openvino-int8"]: Maker(
         _ours("openvino", INT8_FOLDER), "int8", needs=_OPENVINO, graph=INT8_FOLDER
     ),
+    FORMS["openvino-int8-bf16"]: Maker(
+        _ours("openvino-bf16", INT8_FOLDER), "int8", needs=_OPENVINO, graph=INT8_FOLDER
+    ),
     "torch-eager": Maker(_torch()),
     "torch-eager-channels-last": Maker(_torch(channels_last=True)),
     "torch-eager-bf16": Maker(_torch(bfloat16=True, channels_last=True), "bf16"),
@@ -171,12 +176,11 @@ ENGINES: dict[str, Maker] = {
     "openvino": Maker(_openvino(_GRAPH, "f32"), needs=_OPENVINO),
     "openvino-bf16": Maker(_openvino(_GRAPH, "bf16"), "bf16", needs=_OPENVINO),
     "openvino-int8": Maker(_openvino(_RATED, "f32"), "int8", needs=_OPENVINO, graph=INT8_FOLDER),
-    "openvino-nncf": Maker(
-        _openvino(f"{NNCF_FOLDER}/{STAGE}.xml", "f32"),
-        "int8",
-        needs=("openvino", "nncf"),
-        graph=NNCF_FOLDER,
+    "openvino-int8-bf16": Maker(
+        _openvino(_RATED, "bf16"), "int8", needs=_OPENVINO, graph=INT8_FOLDER
     ),
+    "openvino-nncf": Maker(_openvino(_NNCF, "f32"), "int8", needs=_BOTH, graph=NNCF_FOLDER),
+    "openvino-nncf-bf16": Maker(_openvino(_NNCF, "bf16"), "int8", needs=_BOTH, graph=NNCF_FOLDER),
 }
 
 

@@ -37,7 +37,6 @@ ALL = "all"
 PLOT_FORMS = ("svg", "png")
 Keep = Callable[[Mapping[str, object]], None]
 PEERS = (*(name for name in ENGINES if name not in FORMS.values()), OPTIMUM)
-NNCF = "openvino-nncf"
 # The extra that brings a module.
 _EXTRAS = {"torch": "export", "matplotlib": "bench", "openvino": "openvino", "optimum": "optimum"}
 _PATH = re.compile(r"(/[\w.+-]*[\w-]){2,}")
@@ -179,7 +178,8 @@ def _prepare(order: Order, folder: Path, progress: Say) -> dict[str, object]:
             ask = {"do": "calibrate", "threads": order.threads}
             rounded[INT8_FOLDER] = _round(folder, INT8_FOLDER, None, ask, progress)
     if NNCF_FOLDER in graphs:
-        python = order.pythons.get(NNCF)
+        makers = (name for name in order.engines if ENGINES[name].graph == NNCF_FOLDER)
+        python = next((order.pythons[name] for name in makers if name in order.pythons), None)
         rounded[NNCF_FOLDER] = _round(folder, NNCF_FOLDER, python, {"do": "nncf"}, progress)
     return rounded
 

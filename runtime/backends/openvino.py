@@ -10,6 +10,7 @@ NOTE: facts measured on OpenVINO 2026.4.1 (2-core x86 with AVX512_BF16):
         computes: let ONNX Runtime run that.
     int8 as `jscc.calibration.quantize` writes it comes out right, and is left as fast as it is:
         LP_TRANSFORMS_MODE NO mends int8 graphs that do not, by running them unquantised.
+        Without VNNI it comes out wrong (sums of two products are cut off): ONNX Runtime runs it.
     runs started and awaited: with one thread, `infer` swallows every error, leaves garbage in the
         outputs and aborts the process when the request goes.
     precision always set: by default it runs bfloat16 where the processor has it, silently.
@@ -34,6 +35,7 @@ from jscc.runtime.backends.onnxruntime import (
     usable_cores,
 )
 from jscc.runtime.backends.openvino_graph import point_to, shared_kernel
+from jscc.runtime.backends.quantised import multiplies_integers, sums_in_16_bits
 from jscc.runtime.errors import BundleError, UnavailableError, UsageError
 from jscc.runtime.graphs import ExternalTensor, GraphSummary, summarise
 from jscc.runtime.manifest import StageEntry
@@ -92,7 +94,14 @@ class OpenVinoBackend:
         summary = _summarise(stage, graph)
         kernel = shared_kernel(graph, f"stage {stage!r}")
         if kernel is not None:
-            return self._elsewhere(stage, entry, graph, external, kernel)
+            wrong = (
+                f"is wrong where one tensor ({kernel!r}) is the kernel of a Conv and of a "
+                "ConvTranspose"
+            )
+            return self._elsewhere(stage, entry, graph, external, wrong)
+        if multiplies_integers(graph) and sums_in_16_bits():
+            wrong = "cuts off sums of products of integers on a processor without VNNI"
+            return self._elsewhere(stage, entry, graph, external, wrong)
         whole, alive = _with_weights(stage, graph, summary, external)
         compiled = _compile(stage, whole, self.precision, self.threads or usable_cores())
         del whole, alive  # OpenVINO has copied what they hold
@@ -108,15 +117,14 @@ class OpenVinoBackend:
         entry: StageEntry,
         graph: bytes,
         external: Mapping[str, memoryview],
-        kernel: str,
+        wrong: str,
     ) -> Session:
-        """Load in ONNX Runtime a stage with a kernel that two kinds of convolution share."""
+        """Load in ONNX Runtime a stage that this library computes wrongly, and say so."""
         backend = self.fallback()
         session = backend.load(stage, entry, graph, external)
         session.fallbacks = (
             *session.fallbacks,
-            f"stage {stage!r}: {backend.name} runs it, since {_named()} is wrong where one tensor "
-            f"({kernel!r}) is the kernel of a Conv and of a ConvTranspose",
+            f"stage {stage!r}: {backend.name} runs it, since {_named()} {wrong}",
         )
         return session
 

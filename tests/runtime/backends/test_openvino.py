@@ -476,6 +476,19 @@ def test_symmetric_int8_comes_out_right(engine):
     assert np.mean(np.square(found - expected)) < 1e-3 * np.mean(np.square(expected))
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_integers_go_to_onnxruntime_where_sums_would_be_cut_off(engine, monkeypatch, cut):
+    monkeypatch.setattr(module, "sums_in_16_bits", lambda: cut)
+    session = load(engine, quantised(), entry((PLANES,), (TURNED,)))
+    if not cut:
+        assert session.fallbacks == ()
+        return
+    (note,) = session.fallbacks
+    assert note.startswith("stage 'tiny': onnxruntime ")
+    assert note.endswith("cuts off sums of products of integers on a processor without VNNI")
+    assert load(engine, DOUBLE).fallbacks == ()
+
+
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
     module._library.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
