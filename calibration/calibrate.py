@@ -64,6 +64,7 @@ class Order:
         stages: Those to convert; None for what `convertible` names.
         estimator: One of `jscc.calibration.ranges.ESTIMATORS`, of int8.
         smoothing: The α of SmoothQuant; None leaves it out.
+        reduce_range: Whether weights take seven bits, of int8.
         keep: Regular expressions of more layers that keep their precision.
         deny: Whether the layers of `jscc.calibration.layers.kept` keep it.
         threads: Of the engine.
@@ -76,6 +77,7 @@ class Order:
     stages: tuple[str, ...] | None = None
     estimator: str = ESTIMATOR
     smoothing: float | None = None
+    reduce_range: bool = False
     keep: tuple[str, ...] = ()
     deny: bool = True
     threads: int | None = None
@@ -193,6 +195,7 @@ def record_of(
         "precision": order.precision,
         "estimator": estimator_of(order) if order.precision in FORMATS else None,
         "smoothing": order.smoothing,
+        "reduce_range": order.reduce_range,
         "channel": order.grid.channel,
         "snrs_db": list(order.grid.snrs_db),
         "seed": order.grid.seed,
@@ -209,6 +212,11 @@ def record_of(
         "kept": {f"{stage}/{name}": why for (stage, name), why in kept_layers.items()},
         "returned": [f"{stage}/{name}" for stage, name in found.returned],
     }
+
+
+def form_of(order: Order) -> formats.Format:
+    """The numbers of a precision that rounds activations."""
+    return formats.REDUCED_INT8 if order.reduce_range else FORMATS[order.precision]
 
 
 def estimator_of(order: Order) -> str:
@@ -237,6 +245,12 @@ def _checked(source: Bundle, order: Order) -> tuple[str, ...]:
             "E_CALIBRATE",
             f"--smooth: got it with precision {order.precision}, expected {' or '.join(FORMATS)}: "
             "nothing else rounds activations. Leave it out.",
+        )
+    if order.reduce_range and order.precision != INT8:
+        raise UsageError(
+            "E_CALIBRATE",
+            f"--reduce-range: got it with precision {order.precision}, expected {INT8}: nothing "
+            "else multiplies integers. Leave it out.",
         )
     host = host_sides(source.manifest)
     if host:
@@ -427,7 +441,7 @@ class _Work:
             {stage: self._steps(collected, stage) for stage in self._stages},
             [airing for airing in self._airings if airing.name == first],
             order.grid,
-            FORMATS[order.precision],
+            form_of(order),
             threads=order.threads,
             progress=self._progress,
         )
@@ -435,7 +449,7 @@ class _Work:
     def _steps(self, collected: Collected, stage: str) -> Callable[[str], float]:
         ranges = collected.ranges.get(stage, {})
         known: dict[str, float] = {}
-        share = LEVELS / FORMATS[self._order.precision].largest
+        share = LEVELS / form_of(self._order).largest
 
         def step_of(name: str) -> float:
             if name not in known:
@@ -464,7 +478,7 @@ class _Work:
             elif wanted and self._order.precision == WEIGHTS:
                 store_weights(model, wanted)
             elif wanted:
-                form = FORMATS[self._order.precision]
+                form = form_of(self._order)
                 quantise(model, wanted, self._steps(collected, stage), form)
             elif base is self._source:
                 continue

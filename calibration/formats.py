@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ class Format:
         largest: The largest of them.
         zero_point: What the zero point of all activations is called in the graph.
         outputs: Whether what a convolution returns is rounded too.
+        largest_weight: The largest stored number of a weight.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Format:
     largest: float
     zero_point: str
     outputs: bool
+    largest_weight: float
 
     @property
     def nothing(self) -> float:
@@ -44,8 +47,10 @@ class Format:
 
 
 # ONNX Runtime keeps integers from layer to layer only where a convolution's output is rounded.
-INT8: Final = Format("int8", np.dtype(np.int8), float(LEVELS), ZERO_POINT, outputs=True)
+INT8: Final = Format("int8", np.dtype(np.int8), float(LEVELS), ZERO_POINT, True, float(LEVELS))
+# Two products of 255 and it fit into 16 bits, in which x86 without VNNI adds them.
+REDUCED_INT8: Final = dataclasses.replace(INT8, largest_weight=63.0)
 # E4M3 of Paulius Micikevicius et al., "FP8 Formats for Deep Learning", arXiv 2209.05433, table 1.
 FP8: Final = Format(
-    "fp8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0, FLOAT8_ZERO_POINT, outputs=False
+    "fp8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0, FLOAT8_ZERO_POINT, False, 448.0
 )

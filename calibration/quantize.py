@@ -50,10 +50,10 @@ class Weights:
 
 
 def quantise_weights(weights: npt.NDArray[np.float32], axis: int, form: Format = INT8) -> Weights:
-    """The nearest stored numbers, the largest magnitude of each output feature as the largest."""
+    """The nearest stored numbers, each output feature's largest magnitude as the largest weight."""
     others = tuple(a for a in range(weights.ndim) if a != axis)
     peaks = np.abs(weights).max(axis=others)
-    steps = np.where(peaks >= form.nothing, peaks / np.float32(form.largest), 1.0)
+    steps = np.where(peaks >= form.nothing, peaks / np.float32(form.largest_weight), 1.0)
     steps = steps.astype(np.float32)
     shape = [1] * weights.ndim
     shape[axis] = -1

@@ -61,7 +61,10 @@ def markdown(outcome: Outcome, plot: str) -> str:
     ]
     if order.precision in FORMATS:
         smoothing = f", SmoothQuant with α = {order.smoothing:g}" if order.smoothing else ""
-        lines.append(f"- Ranges by {estimator_of(order)}{smoothing}; weights per output feature.")
+        bits = " in seven bits" if order.reduce_range else ""
+        lines.append(
+            f"- Ranges by {estimator_of(order)}{smoothing}; weights{bits} per output feature."
+        )
     lines += ["", f"![Sensitivity and ranges]({plot})", "", "## Attempts", ""]
     lines += _attempts(outcome)
     lines += ["", "## Cost by SNR", "", *_by_snr(outcome.cost)]

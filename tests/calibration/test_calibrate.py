@@ -331,5 +331,26 @@ def test_only_rounded_activations_are_smoothed(looped, tmp_path):
         refused(looped, order, "--smooth: got it with precision")
 
 
+def test_weights_of_a_reduced_range_leave_16_bits_room_for_two_products(looped, tmp_path):
+    outcome = calibrated(looped, order_of(tmp_path, reduce_range=True))
+    assert outcome.bundle.manifest.calibration["reduce_range"] is True
+    kernels = [
+        onnx.numpy_helper.to_array(tensor)
+        for stage in ("decode", "denoise")
+        for tensor in onnx.ModelProto.FromString(outcome.bundle.graph(stage)).graph.initializer
+        if tensor.name.endswith(".weight_int8")
+    ]
+    assert kernels
+    assert max(int(np.abs(each.astype(int)).max()) for each in kernels) == 63
+    assert 2 * 63 * 255 < 2**15
+    assert outcome.cost.agreement_db > 30
+
+
+def test_only_integers_have_a_range_to_reduce(looped, tmp_path):
+    for precision in ("fp16", "fp8", "weights-int8"):
+        order = order_of(tmp_path, precision=precision, reduce_range=True)
+        refused(looped, order, "--reduce-range: got it with precision")
+
+
 def test_stages_with_nothing_to_convert_are_refused(looped, tmp_path):
     refused(looped, order_of(tmp_path, keep=(".",)), "without a layer to convert")
