@@ -10,7 +10,7 @@ from jscc.benchmarks.markup import Html, element, escape, join, scrolled_table
 from jscc.benchmarks.plots import plot_snr, plot_time
 from jscc.benchmarks.readme_tables import table_of
 from jscc.benchmarks.receivers_plot import plot_receivers
-from jscc.benchmarks.report import board, energy_line
+from jscc.benchmarks.report import board, energy_line, instructions
 from jscc.benchmarks.scenario_plots import plot_rates, plot_stages, plot_throughput
 from jscc.benchmarks.series import Point, Series, cbrs_of, distinct, ratio, series_of
 from jscc.benchmarks.titles import TITLES
@@ -207,7 +207,7 @@ def _provenance(source: Source) -> Html:
     memory = machine.get("memory_mib")
     count = result.get("threads") or machine["threads"]
     threads = f"{count} thread{'s' if count != 1 else ''}"
-    words = [machine["cpu"], machine.get("architecture"), threads]
+    words = [machine["cpu"] + instructions(machine), machine.get("architecture"), threads]
     words += [None if memory is None else f"{memory / 1024:.1f} GiB", machine.get("system")]
     lines = {
         "file": element("code", source.name),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jscc.benchmarks.report import board
+from jscc.benchmarks.report import board, instructions
 from jscc.runtime import engine_names
 from jscc.runtime.backends import engines
 from jscc.runtime.backends.base import Backend
@@ -146,6 +146,7 @@ def heading(document: Mapping[str, Any], how: str) -> dict[str, str]:
         + (", ".join(loops) or "no steps"),
         "engine": f"{record['backend']} on {', '.join(sorted(set(record['providers'].values())))}, "
         f"{threads} threads",
-        "machine": f"{machine['cpu']}, {machine['threads']} threads{board(machine)}",
+        "machine": f"{machine['cpu']}{instructions(machine)}, {machine['threads']} threads"
+        + board(machine),
         "commit": str(document["commit"]),
     }

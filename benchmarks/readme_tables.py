@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from jscc.benchmarks import receivers_table, systems
-from jscc.benchmarks.report import board
+from jscc.benchmarks.report import board, instructions
 from jscc.runtime.commands.options import make_parser
 from jscc.runtime.errors import DataError
 from jscc.runtime.output_files import write_file
@@ -129,8 +129,8 @@ def measured(result: Mapping[str, Any]) -> str:
     library, _, precision = str(result.get("engine") or "onnxruntime").partition("-")
     engine = f"{LIBRARIES[library]} {versions[library]}{precision and f' in {precision}'}"
     return (
-        f"Measured on {machine['cpu']}, {machine['threads']} threads{board(machine)}, with Python "
-        f"{versions['python']} and {engine}, "
+        f"Measured on {machine['cpu']}{instructions(machine)}, {machine['threads']} threads"
+        f"{board(machine)}, with Python {versions['python']} and {engine}, "
         f"at commit {commit[:10]}{'+' if commit.endswith('+') else ''}.\n"
     )
 

@@ -18,6 +18,8 @@ from jscc.runtime.machine import describe_machine, version_of
 from jscc.runtime.output_files import write_file
 
 FORMAT = 1
+# Instruction sets that decide how fast products of few bits are.
+_MULTIPLYING = ("avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
 PACKAGES = (
     "jscc-edge",
     "numpy",
@@ -50,6 +52,14 @@ def board(machine: Mapping[str, Any]) -> str:
     mode = f"power mode {jetson['power_mode'] or 'unknown'}"
     words = [jetson["model"], jetson["l4t"] and f"Jetson Linux {jetson['l4t']}", mode]
     return "".join(f", {word}" for word in [*words, pinned[jetson["clocks_pinned"]]] if word)
+
+
+def instructions(machine: Mapping[str, Any]) -> str:
+    """What a recorded processor multiplies with, in brackets; nothing where it is unknown."""
+    features = machine.get("features") or []
+    own = [name for name in (*_MULTIPLYING, "avx2") if name in features]
+    own = own[:-1] if own[1:] and own[-1] == "avx2" else own
+    return f" ({', '.join(own)})" if own else ""
 
 
 def versions() -> dict[str, str]:

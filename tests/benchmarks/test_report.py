@@ -7,7 +7,14 @@ import pytest
 
 from jetson_root import NANO, ORIN_NANO, make_root
 from jscc.benchmarks import report
-from jscc.benchmarks.report import board, commit, markdown_table, provenance, write_result
+from jscc.benchmarks.report import (
+    board,
+    commit,
+    instructions,
+    markdown_table,
+    provenance,
+    write_result,
+)
 from jscc.runtime import jetson
 
 
@@ -106,3 +113,18 @@ def test_a_table_aligns_figures_right():
 
 def test_a_cell_stays_a_cell():
     assert markdown_table(("a|b",), [("c\nd",)]) == "| a\\|b |\n| --- |\n| c d |\n"
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        (["avx", "avx2", "fma"], " (avx2)"),
+        (["avx2", "avx512f", "avx512_vnni", "avx512_bf16"], " (avx512_vnni, avx512_bf16)"),
+        (["asimd", "asimdhp", "asimddp"], " (asimddp)"),
+        (["avx"], ""),
+        ([], ""),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(features, said):
+    assert instructions({"cpu": "A CPU", "features": features}) == said
+    assert instructions({"cpu": "A CPU"}) == ""
