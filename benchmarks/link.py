@@ -8,13 +8,14 @@ from pathlib import Path
 
 from jscc.calibration.air import Received, frame_of, meet_channel
 from jscc.calibration.metrics import Image
-from jscc.runtime.backends.engines import make_backend
+from jscc.runtime.backends.engines import make_backend, ran_on
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.channel import pass_through
 from jscc.runtime.choices import Choices
 from jscc.runtime.commands.host_sides import read_sides
 from jscc.runtime.commands.simulate import codec_alone
 from jscc.runtime.engine_names import DEFAULT
+from jscc.runtime.errors import UnavailableError
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.record import Record
 from jscc.runtime.transmitter import Transmitter
@@ -44,7 +45,9 @@ class Link:
         backend = make_backend(threads=threads)
         self._channel = channel
         self._transmitter = Transmitter(self.bundle, backend=backend)
-        self._receiver = Receiver(self.bundle, backend=make_backend(engine, threads=threads))
+        self._engine = make_backend(engine, threads=threads)
+        self._asked = engine
+        self._receiver = Receiver(self.bundle, backend=self._engine)
         codec = codec_alone(self.bundle)
         self._codec = None if codec is None else Receiver(codec, backend=backend)
         self._codec_sides = () if codec is None else codec.manifest.side_inputs
@@ -78,8 +81,12 @@ class Link:
         )[0]
 
     def receive(self, received: Received, setting: Choices) -> tuple[Image, Record]:
-        """The image that the whole bundle makes of it."""
-        return self._receiver.receive(
+        """The image that the whole bundle makes of it.
+
+        Raises:
+            UnavailableError: ``E_ENGINE_UNUSED``, another engine received than was asked for.
+        """
+        image, record = self._receiver.receive(
             received.symbols,
             received.csi,
             seed=received.seed,
@@ -97,3 +104,11 @@ class Link:
             settings=setting.settings,
             spacing=setting.spacing,
         )
+        own = ran_on(self._asked, record.providers.values())
+        if self._receiver.backend != self._engine.name or not own:
+            raise UnavailableError(
+                "E_ENGINE_UNUSED",
+                f"engine {self._asked!r}: got a reception without it ({record.fallbacks[0]}), "
+                f"expected it to run a stage. Take {DEFAULT}.",
+            )
+        return image, record

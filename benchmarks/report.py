@@ -19,7 +19,11 @@ from jscc.runtime.output_files import write_file
 
 FORMAT = 1
 # Instruction sets that decide how fast products of few bits are.
-_MULTIPLYING = ("avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
+_MULTIPLYING = (
+    *("avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
+    *("asimddp", "i8mm", "bf16"),
+)
+_WIDE = ("avx512f", "avx2")  # told where there are none of those
 PACKAGES = (
     "jscc-edge",
     "numpy",
@@ -57,8 +61,8 @@ def board(machine: Mapping[str, Any]) -> str:
 def instructions(machine: Mapping[str, Any]) -> str:
     """What a recorded processor multiplies with, in brackets; nothing where it is unknown."""
     features = machine.get("features") or []
-    own = [name for name in (*_MULTIPLYING, "avx2") if name in features]
-    own = own[:-1] if own[1:] and own[-1] == "avx2" else own
+    own = [name for name in _MULTIPLYING if name in features]
+    own = own or [name for name in _WIDE if name in features][:1]
     return f" ({', '.join(own)})" if own else ""
 
 

@@ -47,10 +47,17 @@ class Format:
 
 
 # ONNX Runtime keeps integers from layer to layer only where a convolution's output is rounded.
-INT8: Final = Format("int8", np.dtype(np.int8), float(LEVELS), ZERO_POINT, True, float(LEVELS))
+INT8: Final = Format(
+    "int8", np.dtype(np.int8), float(LEVELS), ZERO_POINT, outputs=True, largest_weight=float(LEVELS)
+)
 # Two products of 255 and it fit into 16 bits, in which x86 without VNNI adds them.
 REDUCED_INT8: Final = dataclasses.replace(INT8, largest_weight=63.0)
 # E4M3 of Paulius Micikevicius et al., "FP8 Formats for Deep Learning", arXiv 2209.05433, table 1.
 FP8: Final = Format(
-    "fp8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0, FLOAT8_ZERO_POINT, False, 448.0
+    "fp8",
+    np.dtype(ml_dtypes.float8_e4m3fn),
+    448.0,
+    FLOAT8_ZERO_POINT,
+    outputs=False,
+    largest_weight=448.0,
 )

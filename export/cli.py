@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from jscc.export.recognise import family_names
 from jscc.export.roles import architecture_names, own_tiny
 from jscc.export.system import Options, System, find, names
 from jscc.runtime.errors import JsccError, UsageError
+from jscc.runtime.machine import peak_rss_mib
 
 VAES = ("full", "tiny")
 
@@ -242,6 +242,7 @@ def _report(bundle: Bundle, seconds: float) -> None:
                 f"  {stage}/{port}: differs from torch by {parity.max_abs:.1e} at most "
                 f"at {parity.size[0]}x{parity.size[1]}"
             )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    lines.append(f"  exported in {seconds:.0f} s, peak memory {peak:.2f} GiB")
+    peak = peak_rss_mib()
+    memory = "" if peak is None else f", peak memory {peak / 1024:.2f} GiB"
+    lines.append(f"  exported in {seconds:.0f} s{memory}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -74,4 +74,6 @@ def check_machine(engine: str) -> None:
 
 def ran_on(engine: str, providers: Iterable[str]) -> bool:
     """Whether an engine ran any stage itself, by what its stages ran on."""
+    if engine in OPENVINO:
+        return any(DEFAULT not in provider for provider in providers)
     return engine != TENSORRT or any("cuda" in provider for provider in providers)

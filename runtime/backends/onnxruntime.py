@@ -9,8 +9,8 @@ NOTE: settings measured on ONNX Runtime 1.31 (2-core x86):
     large weight files from their folder: the engine's own copy is the only one. Of what is in
         memory, as OrtValues, the bundle's copy may be dropped once the engine has its own; the peak
         is a quarter lower than with files-in-memory.
-    x64quantprecision: without VNNI its 8-bit kernels cut off sums of two products. This asks for
-        the others, which take 1.1 to 1.4 times as long there; nothing changes elsewhere.
+    x64quantprecision: kernels that cut no sums off, which take 1.1 to 1.4 times as long. Only where
+        others do; see `jscc.runtime.backends.saturation`.
     malloc_trim after loading: glibc keeps the intermediate layouts, as much again as the weights.
 """
 
@@ -27,6 +27,7 @@ import onnxruntime as ort
 
 from jscc.runtime.backends.attention import fused
 from jscc.runtime.backends.quantised import computes_in_float, is_x86, unsigned
+from jscc.runtime.backends.saturation import MAY_CUT_OFF, cuts_off_sums, multiplies_integers
 from jscc.runtime.errors import BundleError, JsccError, UnavailableError, UsageError
 from jscc.runtime.external import External, FileChangedError
 from jscc.runtime.graphs import ExternalTensor, summarise
@@ -107,7 +108,7 @@ class OnnxRuntimeBackend:
         """Load one stage; see `jscc.runtime.backends.base.Backend`."""
         missed: list[str] = []
         for name in self.providers:
-            lack = _lack(name)
+            lack = _lack(name) or _wrong(name, graph)
             if lack is None:
                 build = session_builder(
                     stage, graph, external, provider=name, threads=self.threads or usable_cores()
@@ -236,6 +237,13 @@ def _lack(name: str) -> str | None:
     return f"{name} is not in this onnxruntime {ort.__version__}, which has {has}"
 
 
+def _wrong(name: str, graph: bytes) -> str | None:
+    """Why what this provider makes of `graph` may be wrong, or None."""
+    if name == "openvino" and multiplies_integers(graph) and cuts_off_sums():
+        return f"{name} {MAY_CUT_OFF}"
+    return None
+
+
 def _assigned(session: ort.InferenceSession, name: str) -> tuple[str | None, tuple[str, ...]]:
     """Why the provider does not run the stage after all, or None; and what it leaves to others.
 
@@ -360,7 +368,8 @@ def _options(graph: bytes, threads: int, *, watched: bool) -> ort.SessionOptions
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if computes_in_float(graph):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.add_session_config_entry(_EXACT_SUMS, "1")
+    if multiplies_integers(graph) and cuts_off_sums():
+        options.add_session_config_entry(_EXACT_SUMS, "1")
     if watched:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options

@@ -10,7 +10,7 @@ NOTE: facts measured on OpenVINO 2026.4.1 (2-core x86 with AVX512_BF16):
         computes: let ONNX Runtime run that.
     int8 as `jscc.calibration.quantize` writes it comes out right, and is left as fast as it is:
         LP_TRANSFORMS_MODE NO mends int8 graphs that do not, by running them unquantised.
-        Without VNNI it comes out wrong (sums of two products are cut off): ONNX Runtime runs it.
+        Without VNNI it does not, see `jscc.runtime.backends.saturation`: ONNX Runtime runs it.
     runs started and awaited: with one thread, `infer` swallows every error, leaves garbage in the
         outputs and aborts the process when the request goes.
     precision always set: by default it runs bfloat16 where the processor has it, silently.
@@ -35,7 +35,7 @@ from jscc.runtime.backends.onnxruntime import (
     usable_cores,
 )
 from jscc.runtime.backends.openvino_graph import point_to, shared_kernel
-from jscc.runtime.backends.quantised import multiplies_integers, sums_in_16_bits
+from jscc.runtime.backends.saturation import MAY_CUT_OFF, cuts_off_sums, multiplies_integers
 from jscc.runtime.errors import BundleError, UnavailableError, UsageError
 from jscc.runtime.graphs import ExternalTensor, GraphSummary, summarise
 from jscc.runtime.manifest import StageEntry
@@ -99,9 +99,8 @@ class OpenVinoBackend:
                 "ConvTranspose"
             )
             return self._elsewhere(stage, entry, graph, external, wrong)
-        if multiplies_integers(graph) and sums_in_16_bits():
-            wrong = "cuts off sums of products of integers on a processor without VNNI"
-            return self._elsewhere(stage, entry, graph, external, wrong)
+        if multiplies_integers(graph) and cuts_off_sums():
+            return self._elsewhere(stage, entry, graph, external, MAY_CUT_OFF)
         whole, alive = _with_weights(stage, graph, summary, external)
         compiled = _compile(stage, whole, self.precision, self.threads or usable_cores())
         del whole, alive  # OpenVINO has copied what they hold
@@ -122,6 +121,7 @@ class OpenVinoBackend:
         """Load in ONNX Runtime a stage that this library computes wrongly, and say so."""
         backend = self.fallback()
         session = backend.load(stage, entry, graph, external)
+        session.provider = f"{backend.name} on {session.provider}"
         session.fallbacks = (
             *session.fallbacks,
             f"stage {stage!r}: {backend.name} runs it, since {_named()} {wrong}",

@@ -7,16 +7,12 @@ convolutions on both sides of it then fall back to float32. The activations of s
 one zero point, so that the same change is one tensor of one byte: the integers move by 128 and
 stand for the same values.
 
-Before VNNI, x86 adds two such products in 16 bits, and what does not fit is cut off: the picture is
-wrong, and no error says so. ONNX Runtime has kernels that do not, if asked; OpenVINO has none.
-
 Eight-bit floats no processor here multiplies: they are rounded as the graph says, and the layers
 compute in float32, which shows what a GPU that has them will receive.
 """
 
 import platform
 
-from jscc.runtime.machine import describe_machine
 from jscc.runtime.onnx_wire import BYTES, Reader, Value
 
 # What calibration calls the zero point of all activations.
@@ -27,23 +23,11 @@ _NAME, _RAW = 8, 9  # of TensorProto
 _INT8, _UINT8 = b"\x10\x03", b"\x10\x02"  # its data_type, which comes first in a scalar
 _MIDDLE = 128
 _X86 = ("x86_64", "amd64", "i386", "i686")
-_VNNI = {"avx_vnni", "avx512_vnni", "amx_int8"}
 
 
 def is_x86() -> bool:
     """Whether this processor has x86's instructions."""
     return platform.machine().lower() in _X86
-
-
-def sums_in_16_bits() -> bool:
-    """Whether this processor is known to be of x86 without instructions for sums in 32 bits."""
-    features = describe_machine().features
-    return is_x86() and bool(features) and _VNNI.isdisjoint(features)
-
-
-def multiplies_integers(graph: bytes) -> bool:
-    """Whether there are layers in `graph` that an engine may run in eight-bit integers."""
-    return b"QuantizeLinear" in graph and not computes_in_float(graph)
 
 
 def computes_in_float(graph: bytes) -> bool:

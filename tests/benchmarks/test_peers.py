@@ -29,6 +29,7 @@ from jscc.benchmarks.peer_int8 import adopt, calibrate, read_counts
 from jscc.benchmarks.peer_turns import REFERENCE, Bench, Engine, Turn, compare, difference, remote
 from jscc.benchmarks.peer_worker import Worker, serve
 from jscc.benchmarks.peers import Order, check, choose, choose_ours, parse_python
+from jscc.runtime.backends.saturation import MAY_CUT_OFF, cuts_off_sums
 from jscc.runtime.bundle import write_bundle
 from jscc.runtime.errors import DataError, UnavailableError, UsageError
 
@@ -147,17 +148,27 @@ def test_eight_bits_are_near_full_precision_in_every_engine(folder):
     assert counts["samples"] == 2
     assert 0 < counts["rounded"] < counts["layers"]
     np.save(folder / REFERENCE, ENGINES[OURS].load(folder, 1)())
-    rated = ("int8", "openvino-int8", "openvino-bf16", "openvino-int8-bf16")
-    for name in (*(FORMS[form] for form in rated), "openvino-int8", "openvino-int8-bf16"):
-        if name.endswith("bf16") and "BF16" not in capabilities:
-            with pytest.raises(RuntimeError, match="runs in f32, not in bf16"):
-                ENGINES[name].load(folder, 1)
-            continue
+
+    def noise_snr_db(name):
         np.save(folder / "output.npy", ENGINES[name].load(folder, 1)())
-        found = peer_turns.quality(folder, folder / "output.npy")
-        assert 20 < found["noise_snr_db"] < 90, name
-    np.save(folder / "output.npy", ENGINES["openvino"].load(folder, 1)())
-    assert peer_turns.quality(folder, folder / "output.npy")["noise_snr_db"] > 90
+        return peer_turns.quality(folder, folder / "output.npy")["noise_snr_db"]
+
+    rated = [FORMS["int8"]]
+    if cuts_off_sums():  # the library itself is as fast as it is, and wrong
+        for form in ("openvino-int8", "openvino-int8-bf16"):
+            with pytest.raises(RuntimeError, match=MAY_CUT_OFF):
+                ENGINES[FORMS[form]].load(folder, 1)
+    else:
+        rated += [FORMS["openvino-int8"], "openvino-int8"]
+    if "BF16" in capabilities:
+        both = "openvino-int8-bf16"
+        rated += [FORMS["openvino-bf16"], "openvino-bf16", FORMS[both], both]
+    else:
+        with pytest.raises(RuntimeError, match="runs in f32, not in bf16"):
+            ENGINES[FORMS["openvino-bf16"]].load(folder, 1)
+    for name in rated:
+        assert 20 < noise_snr_db(name) < 90, name
+    assert noise_snr_db("openvino") > 90
 
 
 @pytest.mark.slow

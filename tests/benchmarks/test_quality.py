@@ -16,11 +16,12 @@ from jscc.benchmarks.link import Link
 from jscc.benchmarks.partial import Partial
 from jscc.benchmarks.sweep import KEY
 from jscc.calibration.metrics import ms_ssim, psnr_db
+from jscc.runtime.backends import openvino
 from jscc.runtime.bundle import Bundle, write_bundle
 from jscc.runtime.channel import pass_through
 from jscc.runtime.choices import Choices
 from jscc.runtime.csi import Csi
-from jscc.runtime.errors import OutputError, UsageError
+from jscc.runtime.errors import OutputError, UnavailableError, UsageError
 from jscc.runtime.manifest import TensorEntry
 from jscc.runtime.receiver import Receiver
 from jscc.runtime.transmitter import Transmitter
@@ -377,6 +378,21 @@ def test_settings_reach_the_receiver(bundle, images):
     _, record = link.receive(received, setting)
     loop = record.loops["denoise"]
     assert (loop.sampler, loop.steps, loop.start, loop.guidance) == ("ddpm", 5, "noise", 3.0)
+
+
+def test_an_engine_that_ran_nothing_is_not_measured_under_its_name(bundle, images, monkeypatch):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    image = np.array(Image.open(images / "small.png"))
+    own = Link(bundle, "awgn", None, engine="openvino")
+    received = own.transmit(image, "small.png", 7.0, 0)
+    assert own.receive(received, Choices())[1].backend.startswith("openvino ")
+    monkeypatch.setattr(openvino, "multiplies_integers", lambda graph: True)
+    monkeypatch.setattr(openvino, "cuts_off_sums", lambda: True)
+    other = Link(bundle, "awgn", None, engine="openvino")
+    said = "engine 'openvino': got a reception without it \\(stage .* onnxruntime .*\\), expected"
+    with pytest.raises(UnavailableError, match=said) as caught:
+        other.receive(received, Choices())
+    assert caught.value.code == "E_ENGINE_UNUSED"
 
 
 def test_weights_of_lpips_are_used(bundle, images, tmp_path):

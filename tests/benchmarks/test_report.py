@@ -119,6 +119,7 @@ def test_a_cell_stays_a_cell():
     ("features", "said"),
     [
         (["avx", "avx2", "fma"], " (avx2)"),
+        (["avx", "avx2", "fma", "avx512f"], " (avx512f)"),
         (["avx2", "avx512f", "avx512_vnni", "avx512_bf16"], " (avx512_vnni, avx512_bf16)"),
         (["asimd", "asimdhp", "asimddp"], " (asimddp)"),
         (["avx"], ""),

@@ -349,7 +349,7 @@ def test_weights_of_a_reduced_range_leave_16_bits_room_for_two_products(looped, 
 def test_only_integers_have_a_range_to_reduce(looped, tmp_path):
     for precision in ("fp16", "fp8", "weights-int8"):
         order = order_of(tmp_path, precision=precision, reduce_range=True)
-        refused(looped, order, "--reduce-range: got it with precision")
+        refused(looped, order, f"--reduce-range: got it with precision {precision}, expected int8")
 
 
 def test_stages_with_nothing_to_convert_are_refused(looped, tmp_path):

@@ -14,9 +14,10 @@ from onnx import helper
 
 import tiny_bundle
 from jscc.runtime.backends import openvino as module
-from jscc.runtime.backends.engines import make_backend
+from jscc.runtime.backends.engines import make_backend, ran_on
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from jscc.runtime.backends.openvino import OpenVinoBackend, OpenVinoSession
+from jscc.runtime.backends.saturation import MAY_CUT_OFF
 from jscc.runtime.csi import Csi
 from jscc.runtime.engine_names import ENGINES
 from jscc.runtime.errors import BundleError, DataError, UnavailableError, UsageError
@@ -478,14 +479,17 @@ def test_symmetric_int8_comes_out_right(engine):
 
 @pytest.mark.parametrize("cut", [True, False])
 def test_integers_go_to_onnxruntime_where_sums_would_be_cut_off(engine, monkeypatch, cut):
-    monkeypatch.setattr(module, "sums_in_16_bits", lambda: cut)
+    monkeypatch.setattr(module, "cuts_off_sums", lambda: cut)
     session = load(engine, quantised(), entry((PLANES,), (TURNED,)))
     if not cut:
         assert session.fallbacks == ()
         return
     (note,) = session.fallbacks
     assert note.startswith("stage 'tiny': onnxruntime ")
-    assert note.endswith("cuts off sums of products of integers on a processor without VNNI")
+    assert note.endswith(f" {MAY_CUT_OFF}")
+    assert session.provider.startswith("onnxruntime ")
+    assert not ran_on("openvino", [session.provider])
+    assert ran_on("openvino", [session.provider, "cpu"])
     assert load(engine, DOUBLE).fallbacks == ()
 
 

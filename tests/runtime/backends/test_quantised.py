@@ -1,9 +1,4 @@
-"""Activations around 128 instead of 0: the same values, in the integers that x86 multiplies.
-
-And integers whose products do not fit into 16 bits by pairs, as x86 adds them before VNNI.
-"""
-
-import dataclasses
+"""Activations around 128 instead of 0: the same values, in the integers that x86 multiplies."""
 
 import numpy as np
 import onnx
@@ -11,17 +6,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from jscc.runtime.backends import quantised
-from jscc.runtime.backends.engines import make_backend
-from jscc.runtime.backends.quantised import (
-    ZERO_POINT,
-    multiplies_integers,
-    sums_in_16_bits,
-    unsigned,
-)
-from jscc.runtime.machine import describe_machine
-from jscc.runtime.manifest import StageEntry
-from jscc.runtime.ports import Port
+from jscc.runtime.backends.quantised import ZERO_POINT, unsigned
 
 
 def rounded(name, step):
@@ -133,73 +118,3 @@ def test_another_zero_point_is_left_alone(graph, change):
 def test_a_graph_that_rounds_nothing_is_left_alone(codec_bundle):
     graph = codec_bundle.graph("decode")
     assert unsigned(graph) is graph
-
-
-SIZES = (1, 64, 16, 16)
-WIDE = Port("x", "float32", SIZES), Port("y", "float32", SIZES)
-
-
-def wide(kind):
-    """One layer of the largest weights, read by activations that are mostly at their largest."""
-    shape = (64, 64, 3, 3) if kind == "Conv" else (16, 16)
-    kernels = np.full(shape, 127, np.int8)
-    kernels[..., 1::3] = -127
-    axis, steps = (0, 64) if kind == "Conv" else (1, 16)
-    constants = {
-        ZERO_POINT: np.int8(0), "x_scale": np.float32(0.02), "y_scale": np.float32(0.5),
-        "w": kernels, "w_step": np.full(steps, 0.001, np.float32),
-        "w_zero": np.zeros(steps, np.int8),
-    }  # fmt: skip
-    attributes = {"pads": [1, 1, 1, 1]} if kind == "Conv" else {}
-    nodes = [
-        *rounded("x", "x_scale"),
-        helper.make_node("DequantizeLinear", ["w", "w_step", "w_zero"], ["w_q"], axis=axis),
-        helper.make_node(kind, ["x_q", "w_q"], ["c"], **attributes),
-        helper.make_node("QuantizeLinear", ["c", "y_scale", ZERO_POINT], ["c_int8"]),
-        helper.make_node("DequantizeLinear", ["c_int8", "y_scale", ZERO_POINT], ["y"]),
-    ]
-    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, SIZES) for n in "xy"]
-    tensors = [numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items()]
-    made = helper.make_graph(nodes, "wide", ports[:1], ports[1:], initializer=tensors)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return model.SerializeToString()
-
-
-@pytest.mark.parametrize("kind", ["Conv", "MatMul"])
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_sums_of_large_products_are_exact_on_every_processor(engine, kind):
-    """Two of 255 times 127 are 64770; 16 bits hold 32767."""
-    if engine == "openvino":
-        pytest.importorskip("openvino", reason="openvino is not installed")
-    x = np.random.default_rng(4).choice(np.float32([2.5, 2.5, 2.5, -2.5]), SIZES)
-    entry = StageEntry("graphs/wide.onnx", 20, False, WIDE[:1], WIDE[1:])
-    expected = session(wide(kind)).run(None, {"x": x})[0]  # unoptimised: rounded, then in float
-    backend = make_backend(engine, threads=1)
-    found = backend.load("wide", entry, wide(kind), {}).run({"x": x})["y"]
-    assert np.ptp(expected) > 4
-    assert np.abs(found - expected).max() <= 0.5  # one step
-
-
-@pytest.mark.parametrize(
-    ("features", "machine", "expected"),
-    [
-        (("avx", "avx2", "fma"), "x86_64", True),
-        (("avx2", "avx512f"), "x86_64", True),
-        (("avx2", "avx_vnni"), "x86_64", False),
-        (("avx512f", "avx512_vnni"), "AMD64", False),
-        ((), "x86_64", False),  # nothing is known of it
-        (("asimd",), "aarch64", False),
-    ],
-)
-def test_which_processors_cut_sums_off(monkeypatch, features, machine, expected):
-    here = dataclasses.replace(describe_machine(), features=features)
-    monkeypatch.setattr(quantised, "describe_machine", lambda: here)
-    monkeypatch.setattr(quantised.platform, "machine", lambda: machine)
-    assert sums_in_16_bits() is expected
-
-
-def test_which_graphs_multiply_integers(graph, codec_bundle):
-    assert multiplies_integers(graph)
-    assert not multiplies_integers(codec_bundle.graph("decode"))
-    weights_only = graph.replace(b"QuantizeLinear", b"Quantize")
-    assert not multiplies_integers(weights_only)
