@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jscc.calibration.air import Received, frame_of, meet_channel
 from jscc.calibration.metrics import Image
-from jscc.runtime.backends.engines import make_backend, ran_on
+from jscc.runtime.backends.engines import check_machine, make_backend, ran_on
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.channel import pass_through
 from jscc.runtime.choices import Choices
@@ -30,6 +30,9 @@ class Link:
         threads: Of the engine; None for all.
         sides: Names and files of side inputs that the host gives.
         engine: Of the receiver; what no self-test covers runs in the default one.
+
+    Raises:
+        UnavailableError: What `check_machine` raises; ``E_MODULE``, the engine is not installed.
     """
 
     def __init__(
@@ -45,9 +48,10 @@ class Link:
         backend = make_backend(threads=threads)
         self._channel = channel
         self._transmitter = Transmitter(self.bundle, backend=backend)
-        self._engine = make_backend(engine, threads=threads)
-        self._asked = engine
-        self._receiver = Receiver(self.bundle, backend=self._engine)
+        check_machine(engine)
+        wanted = make_backend(engine, threads=threads)
+        self._engine, self._named = engine, wanted.name
+        self._receiver = Receiver(self.bundle, backend=wanted)
         codec = codec_alone(self.bundle)
         self._codec = None if codec is None else Receiver(codec, backend=backend)
         self._codec_sides = () if codec is None else codec.manifest.side_inputs
@@ -84,7 +88,8 @@ class Link:
         """The image that the whole bundle makes of it.
 
         Raises:
-            UnavailableError: ``E_ENGINE_UNUSED``, another engine received than was asked for.
+            UnavailableError: ``E_ENGINE_UNUSED``, the engine that was asked for has run no stage
+                so far.
         """
         image, record = self._receiver.receive(
             received.symbols,
@@ -104,11 +109,11 @@ class Link:
             settings=setting.settings,
             spacing=setting.spacing,
         )
-        own = ran_on(self._asked, record.providers.values())
-        if self._receiver.backend != self._engine.name or not own:
+        own = ran_on(self._engine, record.providers.values())
+        if self._receiver.backend != self._named or not own:
             raise UnavailableError(
                 "E_ENGINE_UNUSED",
-                f"engine {self._asked!r}: got a reception without it ({record.fallbacks[0]}), "
+                f"engine {self._engine!r}: got a reception without it ({record.fallbacks[0]}), "
                 f"expected it to run a stage. Take {DEFAULT}.",
             )
         return image, record

@@ -30,7 +30,11 @@ def multiplies_integers(graph: bytes) -> bool:
 
 @functools.cache
 def cuts_off_sums() -> bool:
-    """Whether ONNX Runtime's usual kernels do; other libraries' are taken to do the same."""
+    """Whether ONNX Runtime's usual kernels do.
+
+    NOTE: other libraries' are taken to do the same, which was seen with AVX2. ONNX Runtime has no
+    such kernels for processors of before; what OpenVINO makes of integers there was not tried.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL
     options.intra_op_num_threads = 1

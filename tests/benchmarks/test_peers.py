@@ -166,6 +166,8 @@ def test_eight_bits_are_near_full_precision_in_every_engine(folder):
     else:
         with pytest.raises(RuntimeError, match="runs in f32, not in bf16"):
             ENGINES[FORMS["openvino-bf16"]].load(folder, 1)
+        with pytest.raises(RuntimeError, match="OpenVINO runs in f32, not in bf16"):
+            ENGINES["openvino-bf16"].load(folder, 1)
     for name in rated:
         assert 20 < noise_snr_db(name) < 90, name
     assert noise_snr_db("openvino") > 90

@@ -395,6 +395,32 @@ def test_an_engine_that_ran_nothing_is_not_measured_under_its_name(bundle, image
     assert caught.value.code == "E_ENGINE_UNUSED"
 
 
+def test_an_engine_whose_self_test_fails_is_not_measured_under_its_name(
+    codec_bundle, images, monkeypatch
+):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    image = np.array(Image.open(images / "small.png"))
+    run = openvino.OpenVinoSession.run
+    monkeypatch.setattr(
+        openvino.OpenVinoSession,
+        "run",
+        lambda session, arrays: {name: 0 * a for name, a in run(session, arrays).items()},
+    )
+    link = Link(codec_bundle.path, "awgn", None, engine="openvino")
+    received = link.transmit(image, "small.png", 7.0, 0)
+    with pytest.raises(UnavailableError, match="engine 'openvino': got a reception without it"):
+        link.receive(received, Choices())
+
+
+def test_an_engine_without_its_device_is_refused_before_the_work(bundle, monkeypatch):
+    def none():
+        raise UnavailableError("E_CUDA", "device: got none, expected one. Take another engine.")
+
+    monkeypatch.setattr("jscc.runtime.backends.tensorrt.find_place", none)
+    with pytest.raises(UnavailableError, match="device: got none"):
+        Link(bundle, "awgn", None, engine="tensorrt")
+
+
 def test_weights_of_lpips_are_used(bundle, images, tmp_path):
     weights = Path(__file__).parents[3] / "shared" / "data" / "weights" / "lpips"
     if not weights.is_dir():
