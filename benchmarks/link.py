@@ -43,12 +43,12 @@ class Link:
         sides: Sequence[tuple[str, Path]] = (),
         engine: str = DEFAULT,
     ) -> None:
+        check_machine(engine)
         self.bundle = Bundle.open(path)
         self._sides = read_sides(self.bundle.manifest, None, sides)
         backend = make_backend(threads=threads)
         self._channel = channel
         self._transmitter = Transmitter(self.bundle, backend=backend)
-        check_machine(engine)
         wanted = make_backend(engine, threads=threads)
         self._engine, self._named = engine, wanted.name
         self._receiver = Receiver(self.bundle, backend=wanted)

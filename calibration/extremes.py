@@ -1,7 +1,7 @@
 """Extremes: how far each tensor of a graph goes, told by the graph itself.
 
-A tensor that is an output lives until the run ends. All that an autoencoder makes of 512 by 512
-pixels is 10 GiB; its extremes are three numbers each, and the engine lets go of the rest.
+A tensor that is an output lives until the run ends, and all of them at once take more memory than
+the run. Their extremes are three numbers each, and the engine lets go of the tensors.
 """
 
 from __future__ import annotations

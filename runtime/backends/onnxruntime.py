@@ -281,8 +281,8 @@ def session_builder(
 ) -> Callable[[], ort.InferenceSession]:
     """What makes the stage's session on one provider, as often as needed.
 
-    With `in_order`, nodes run in the graph's order; of what nothing else waits for, the library
-    leaves the rest to the end otherwise, and keeps until then what it reads.
+    With `in_order`, nodes run in the graph's order. Otherwise the library may leave to the end what
+    no other node waits for, and keeps until then what that reads.
 
     The session raises what the library raises; `OnnxRuntimeSession` is the stage with its ports
     checked and its errors explained.

@@ -10,7 +10,7 @@ NOTE: facts measured on OpenVINO 2026.4.1 (2-core x86 with AVX512_BF16):
         computes: let ONNX Runtime run that.
     int8 as `jscc.calibration.quantize` writes it comes out right, and is left as fast as it is:
         LP_TRANSFORMS_MODE NO mends int8 graphs that do not, by running them unquantised.
-        Without VNNI it does not, see `jscc.runtime.backends.saturation`: ONNX Runtime runs it.
+        With AVX2 alone it does not, see `jscc.runtime.backends.saturation`: ONNX Runtime runs it.
     runs started and awaited: with one thread, `infer` swallows every error, leaves garbage in the
         outputs and aborts the process when the request goes.
     precision always set: by default it runs bfloat16 where the processor has it, silently.

@@ -5,6 +5,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from jscc.calibration.formats import REDUCED_INT8
 from jscc.runtime.backends import onnxruntime as module
 from jscc.runtime.backends.engines import make_backend
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -29,11 +30,11 @@ def pair(before, step, after):
     ]
 
 
-def wide(kind):
+def wide(kind, largest=127):
     """One layer of the largest weights, read by activations that are at their largest."""
     shape = (64, 64, 3, 3) if kind == "Conv" else (16, 16)
-    kernels = np.full(shape, 127, np.int8)
-    kernels[..., 1::3] = -127
+    kernels = np.full(shape, largest, np.int8)
+    kernels[..., 1::3] = -largest
     axis, steps = (0, 64) if kind == "Conv" else (1, 16)
     constants = {
         ZERO_POINT: np.int8(0), "x_scale": np.float32(0.02), "y_scale": np.float32(0.5),
@@ -72,6 +73,18 @@ def test_sums_of_large_products_are_exact(engine, kind):
     x = np.random.default_rng(4).choice(np.float32([2.5, 2.5, 2.5, -2.5]), SIZES)
     expected = rounded_in_float(wide(kind), x)
     session = make_backend(engine, threads=1).load("wide", ENTRY, wide(kind), {})
+    assert np.ptp(expected) > 4
+    assert np.abs(session.run({"x": x})["y"] - expected).max() <= 0.5  # one step
+
+
+@pytest.mark.parametrize("kind", ["Conv", "MatMul"])
+def test_the_usual_kernels_are_exact_for_weights_of_a_reduced_range(monkeypatch, kind):
+    """What `jscc calibrate --reduce-range` is for; see `REDUCED_INT8`."""
+    monkeypatch.setattr(module, "cuts_off_sums", lambda: False)
+    x = np.random.default_rng(4).choice(np.float32([2.5, 2.5, 2.5, -2.5]), SIZES)
+    reduced = wide(kind, int(REDUCED_INT8.largest_weight))
+    expected = rounded_in_float(reduced, x)
+    session = make_backend(threads=1).load("wide", ENTRY, reduced, {})
     assert np.ptp(expected) > 4
     assert np.abs(session.run({"x": x})["y"] - expected).max() <= 0.5  # one step
 
