@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import types
 
 import pytest
@@ -258,15 +259,35 @@ def test_the_time_that_a_reading_takes_is_not_the_block_s(work_s, names):
     assert (found["watts"], found["joules_per_image"]) == pytest.approx((watts, watts * work_s))
 
 
+class Late(Slow):
+    """Its second sample ends only after the meter has looked at the clock for the last time."""
+
+    def __init__(self, clock):
+        super().__init__(clock, interval_s=0.0005)
+        self.under_way, self.block_over = threading.Event(), threading.Event()
+
+    def read(self):
+        if self.reads == 1:
+            self.under_way.set()
+            assert self.block_over.wait(60)
+        return super().read()
+
+
 def test_a_reading_under_way_at_the_end_is_waited_for_and_not_counted():
     clock = Clock()
-    counter = Slow(clock, interval_s=0.0005)
-    with Meter([counter], "", clock) as meter:
-        began = clock.now
-        while counter.reads < 5:
-            pass
-    assert meter.seconds <= clock.now - began
+    counter = Late(clock)
+
+    def look():
+        if counter.under_way.is_set() and threading.current_thread() is threading.main_thread():
+            counter.block_over.set()
+        return clock.now
+
+    with Meter([counter], "", look) as meter:
+        clock.now += 1.0
+        assert counter.under_way.wait(60)
+    assert meter.seconds == pytest.approx(1.0)
     assert meter.per_image(1)["watts"] == pytest.approx(10)
+    assert counter.reads == 2
 
 
 def test_a_counter_that_fails_on_the_way_gives_nothing(tmp_path):
