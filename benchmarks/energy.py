@@ -174,8 +174,8 @@ class Meter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stop.set()  # first, so that at most one reading of each is later than the end
         self._ended = self._clock()
-        self._stop.set()
         for thread in self._threads:
             thread.join()
         for counter, readings in zip(self._counters, self._readings, strict=True):

@@ -65,9 +65,17 @@ def run_jobs(
             initargs=(recipe, rows, stop),
         ) as pool,
     ):
-        futures = [pool.submit(_do, job) for job in jobs]
+        futures: list[Future[int]] = []
         try:
+            futures.extend(pool.submit(_do, job) for job in jobs)
             _collect(futures, rows, add)
+        except BrokenProcessPool as error:
+            pool.shutdown()  # first, for it is still telling that to each job
+            raise UnavailableError(
+                "E_WORKER",
+                "--workers: got a process that died, expected it to go on; most often memory ran "
+                "out. Run again with fewer: finished rows are kept.",
+            ) from error
         finally:
             # An error or an interruption: nothing new is begun, rows in work are finished.
             stop.set()
@@ -91,14 +99,7 @@ def _collect(
         finished = [future for future in pending if future.done()]
         pending = [future for future in pending if not future.done()]
         for future in finished:
-            try:
-                expected += future.result()
-            except BrokenProcessPool as error:
-                raise UnavailableError(
-                    "E_WORKER",
-                    "--workers: got a process that died, expected it to go on; most often memory "
-                    "ran out. Run again with fewer: finished rows are kept.",
-                ) from error
+            expected += future.result()
 
 
 def _drain(rows: "Queue[Row]", add: Callable[[Row], None]) -> None:

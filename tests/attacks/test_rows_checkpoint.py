@@ -79,7 +79,7 @@ def zipped(pickled: bytes, **options) -> bytes:
 
 
 def refuse(path: Path, data: bytes, code: str, match: str = ".") -> str:
-    """Hold `data` to being refused with `code` in a second of computing; gives the message."""
+    """Hold `data` to being refused with `code` after little effort; gives the message."""
     path.write_bytes(data)
     with little_effort(), pytest.raises(CheckpointError, match=match) as caught:
         list(read_checkpoint(path).tensors.values())

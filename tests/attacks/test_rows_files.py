@@ -51,7 +51,7 @@ def edit(path, where=("global",), **fields):
 
 
 def refused(path, code):
-    """The message of the `SymbolsError` that reading `path` ends with, within a second."""
+    """The message of the `SymbolsError` that reading `path` ends with, soon."""
     with little_effort(), pytest.raises(SymbolsError) as caught:
         read_symbols(path)
     assert caught.value.code == code

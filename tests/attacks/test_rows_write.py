@@ -185,7 +185,7 @@ def test_row_10_a_kill_at_any_point_leaves_the_old_or_the_new(tmp_path, parts, a
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLER, str(tmp_path), str(atomic)],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     points, gaps = map(int, done.stdout.split())

@@ -174,6 +174,7 @@ def test_nvidia_smi_stands_in(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\necho 40.5\n")
     program.chmod(0o755)
     monkeypatch.setattr(nvml.shutil, "which", lambda name: str(program))
+    monkeypatch.setattr(nvml, "_TIMEOUT_S", 120)
     (counter,), _ = find_counters(gpu=True, root=tmp_path / "sys")
     clock = Clock()
     counter = nvml.SmiCounter(counter._program, Integral(clock))
@@ -221,16 +222,19 @@ def test_the_meter_reads_as_often_as_a_counter_wants():
     class Often:
         interval_s = 0.001
         reads = 0
+        fifth = threading.Event()
 
         def read(self):
             self.reads += 1
-            return {"a": float(self.reads)}
+            if self.reads == 5:
+                self.fifth.set()
+            return {"a": 2.0 * self.reads}
 
     counter = Often()
-    with Meter([counter], "") as meter:
-        while counter.reads < 5:
-            pass
-    assert counter.reads - 3 <= meter.per_image(1)["joules_per_image"] <= counter.reads - 1
+    with Meter([counter], "", lambda: float(counter.reads)) as meter:  # 2 W, then, and exact
+        assert counter.fifth.wait(60)
+    assert meter.seconds >= 4
+    assert meter.per_image(1)["watts"] == pytest.approx(2)
 
 
 class Slow:
@@ -278,9 +282,10 @@ def test_a_reading_under_way_at_the_end_is_waited_for_and_not_counted():
     counter = Late(clock)
 
     def look():
+        now = clock.now
         if counter.under_way.is_set() and threading.current_thread() is threading.main_thread():
             counter.block_over.set()
-        return clock.now
+        return now
 
     with Meter([counter], "", look) as meter:
         clock.now += 1.0

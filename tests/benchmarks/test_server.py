@@ -3,14 +3,16 @@
 import json
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from jscc.__main__ import main
+from jscc.benchmarks import server
 from jscc.benchmarks.cases import Case
 from jscc.benchmarks.queueing import completion_times
-from jscc.benchmarks.server import FRACTIONS, Plan, measure, report, serve, table
+from jscc.benchmarks.server import FRACTIONS, Plan, Served, measure, report, serve, table
 from jscc.runtime.errors import UsageError
 
 CASE = Case((12, 16), 6, 1, 0, None, 1, 1, ("cpu",))
@@ -34,11 +36,16 @@ def test_live_serving_is_never_faster_than_the_arithmetic(workers):
     ideal = completion_times(arrivals, served.services, workers)
     assert (served.done >= ideal - 1e-6).all()
     assert max(most) <= workers
-    np.testing.assert_allclose(served.latencies_ms, 1000 * (served.done - arrivals))
+
+
+def test_a_latency_begins_at_the_arrival_and_a_service_when_it_is_begun():
+    served = Served(np.array([0.0, 1.0]), np.array([0.5, 3.0]), np.array([2.5, 3.25]))
+    assert served.latencies_ms.tolist() == [2500, 2250]
+    assert served.services.tolist() == [2, 0.25]
 
 
 def test_workers_are_threads():
-    barrier = threading.Barrier(2, timeout=20)
+    barrier = threading.Barrier(2, timeout=120)
     serve(lambda number: barrier.wait(), np.zeros(2), 2)  # would break if one waited for the other
 
 
@@ -80,8 +87,33 @@ def test_a_bound_is_held_where_the_queue_does_not_grow(document):
     assert [point["holds"] for point in document["points"]] == [
         point["load"] < 1 for point in document["points"]
     ]
-    held = [point["rate"] for point in document["points"] if point["holds"]]
-    assert document["highest_rate"] == max(held, default=None)
+
+
+@pytest.mark.parametrize(
+    ("services_s", "holds", "highest"),
+    [((0.004, 0.004), [True, True], 400), ((0.025, 0.004), [False, True], 100),
+     ((0.004, 0.025), [True, False], None), ((0.025, 0.025), [False, False], None)],
+)  # fmt: skip
+def test_the_highest_rate_is_below_the_first_that_does_not_hold(
+    shared_bundles, monkeypatch, services_s, holds, highest
+):
+    takes = dict(zip((400.0, 100.0), services_s, strict=True))
+
+    def served(receive, arrivals, workers):
+        if not len(arrivals):
+            return None
+        services = np.full(len(arrivals), takes[400.0 if len(arrivals) == 40 else 100.0])
+        done = completion_times(arrivals, services, workers)
+        return Served(arrivals, done - services, done)
+
+    monkeypatch.setattr(server, "serve", served)
+    plan = Plan((400.0, 100.0), 2, 0.1, 60_000.0)
+    found = measure(shared_bundles["diffusion"], replace(CASE, runs=1, warmup=0), plan)
+    assert [point["load"] for point in found["points"]] == pytest.approx(
+        [rate * takes[rate] / 2 for rate in (400.0, 100.0)]
+    )
+    assert [point["holds"] for point in found["points"]] == holds
+    assert found["highest_rate"] == highest
 
 
 def test_a_bound_that_all_hold_is_held_at_the_highest_rate(document):

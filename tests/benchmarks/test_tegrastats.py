@@ -155,6 +155,7 @@ class Clock:
 def program(tmp_path, monkeypatch):
     """A program that prints a line and goes on, as the real one does."""
     path = tmp_path / "tegrastats"
+    monkeypatch.setattr(tegrastats, "_TIMEOUT_S", 120)
     monkeypatch.setattr(
         tegrastats.shutil, "which", lambda name: {"tegrastats": str(path)}.get(name)
     )

@@ -48,6 +48,7 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
+        self.ask("Page.setLifecycleEventsEnabled", enabled=True)
 
     def ask(self, method, **params):
         """Call a method of the protocol; its result."""
@@ -74,8 +75,8 @@ class Browser:
             mobile=width < 600,
         )
         self.events.clear()
-        self.ask("Page.navigate", url=path.resolve().as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+        loader = self.ask("Page.navigate", url=path.resolve().as_uri())["loaderId"]
+        while not any(self._is_load(event, loader) for event in self.events):
             self._next()
 
     def value(self, expression):
@@ -101,6 +102,12 @@ class Browser:
             self._process.wait()
         os.close(self._to)
         os.close(self._from)
+
+    @staticmethod
+    def _is_load(event, loader):
+        """Whether it ends the load that was asked for; the empty page's may come late."""
+        found = event["method"] == "Page.lifecycleEvent" and event["params"]
+        return found and (found["name"], found["loaderId"]) == ("load", loader)
 
     def _next(self):
         """The next message; events are kept."""

@@ -1,5 +1,7 @@
 """jscc receive --meanwhile: images at once, by the engines when they are there; records say so."""
 
+import threading
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,16 +73,22 @@ def records(ran):
 
 def test_a_recording_that_ends_first(jscc, library, asked, codec, recording, tmp_path, monkeypatch):
     """All of it is received on the CPU, nothing is waited for, and nothing is left."""
-    started = []
-    real = meanwhile.Child
+    started, begun = [], threading.Event()
+    real, write = meanwhile.Child, receive.write_file
 
     def make(command):
         started.append(real(command))
+        begun.set()
         return started[-1]
 
-    monkeypatch.setattr(meanwhile, "Child", make)
+    def write_once_begun(*given, **named):
+        assert begun.wait(120)
+        write(*given, **named)
+
     (tmp_path / "cpu").mkdir()
     assert jscc("receive", codec, recording, "-o", tmp_path / "cpu" / "x.png").status == 0
+    monkeypatch.setattr(meanwhile, "Child", make)
+    monkeypatch.setattr(receive, "write_file", write_once_begun)
     ran = jscc("receive", codec, recording, "-o", tmp_path / "x.png", "--json", *OPTIONS)
     for record in records(ran):
         assert record["providers"] == {"decode": "cpu"}
