@@ -153,12 +153,14 @@ def calibrate(
         progress: Told of each reception.
 
     Raises:
-        UsageError: ``E_CALIBRATE``, the bundle is not in full precision, or has no such stage.
+        UsageError: ``E_CALIBRATE``, the bundle is not in full precision, or has no such stage; or
+            see `check_order`.
         DataError: ``E_BUDGET``, the budget does not hold however little is converted.
         OutputError: ``E_EXISTS``.
         JsccError: What receiving raises: no failure is passed over.
     """
     check_destination(order.place.path, overwrite=order.place.overwrite)
+    check_order(order)
     stages = _checked(source, order)
     transmitter = Transmitter(source, backend=OnnxRuntimeBackend(threads=order.threads))
     airings = send_all(transmitter, images.measured, order.grid)
@@ -236,22 +238,6 @@ def _checked(source: Bundle, order: Order) -> tuple[str, ...]:
             f"bundle: got precision {source.manifest.precision!r}, expected {FULL!r}. "
             "Calibrate the bundle that was exported in full precision.",
         )
-    if order.budget.psnr is None and order.budget.lpips is None and order.budget.agreement is None:
-        raise UsageError(
-            "E_CALIBRATE", "--budget: got none, expected psnr=, lpips= or agreement=. Give one."
-        )
-    if order.smoothing is not None and order.precision not in FORMATS:
-        raise UsageError(
-            "E_CALIBRATE",
-            f"--smooth: got it with precision {order.precision}, expected {' or '.join(FORMATS)}: "
-            "nothing else rounds activations. Leave it out.",
-        )
-    if order.reduce_range and order.precision != INT8:
-        raise UsageError(
-            "E_CALIBRATE",
-            f"--reduce-range: got it with precision {order.precision}, expected {INT8}: nothing "
-            "else multiplies integers. Leave it out.",
-        )
     host = host_sides(source.manifest)
     if host:
         raise UsageError(
@@ -269,6 +255,30 @@ def _checked(source: Bundle, order: Order) -> tuple[str, ...]:
             f"{', '.join(there)}. Correct it.",
         )
     return stages
+
+
+def check_order(order: Order) -> None:
+    """Refuse what no bundle can be calibrated by.
+
+    Raises:
+        UsageError: ``E_CALIBRATE``.
+    """
+    if order.budget.psnr is None and order.budget.lpips is None and order.budget.agreement is None:
+        raise UsageError(
+            "E_CALIBRATE", "--budget: got none, expected psnr=, lpips= or agreement=. Give one."
+        )
+    if order.smoothing is not None and order.precision not in FORMATS:
+        raise UsageError(
+            "E_CALIBRATE",
+            f"--smooth: got it with precision {order.precision}, expected {' or '.join(FORMATS)}: "
+            "nothing else rounds activations. Leave it out.",
+        )
+    if order.reduce_range and order.precision != INT8:
+        raise UsageError(
+            "E_CALIBRATE",
+            f"--reduce-range: got it with precision {order.precision}, expected {INT8}: nothing "
+            "else multiplies integers. Leave it out.",
+        )
 
 
 class _Work:

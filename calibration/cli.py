@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from jscc.calibration.calibrate import (
     Order,
     Outcome,
     calibrate,
+    check_order,
 )
 from jscc.calibration.collect import Grid
 from jscc.calibration.images import describe_images, find_images
@@ -25,6 +27,7 @@ from jscc.calibration.options import add_receptions, is_number, split_images, us
 from jscc.calibration.ranges import ESTIMATORS
 from jscc.calibration.rewrite import Place
 from jscc.calibration.trials import Budget
+from jscc.runtime import write
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import add_output, make_parser, positive
 from jscc.runtime.errors import UsageError
@@ -35,8 +38,6 @@ from jscc.runtime.terminal import Progress, notice, say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jscc.runtime.manifest import Manifest
-
 BUDGET = "psnr=0.1"
 
 
@@ -44,30 +45,20 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``jscc calibrate BUNDLE --images DIR -o OUT.jscc``."""
     begun = time.monotonic()
     options = _parse(arguments)
-    report = options.report or options.output.with_suffix(".calibration.md")
-    plot = report.with_suffix(".svg")
-    if report == plot:
-        raise UsageError(
-            "E_CALIBRATE",
-            f"--report: got {report.name!r}, expected a name that does not end in .svg: the plot "
-            "takes it. Write out.md.",
-        )
-    for file in (report, plot):
-        check_destination(file, force=options.force)
-    source = Bundle.open(options.bundle)
+    report, plot = _reports(options)
+    order = _order(options, _budget(options))
+    check_order(order)
+    source = None if options.check else Bundle.open(options.bundle)
     lpips = None if options.lpips_weights is None else load_lpips(options.lpips_weights)
-    budget = parse_budget(options.budget)
-    if budget.lpips is not None and lpips is None:
-        raise UsageError(
-            "E_CALIBRATE",
-            "--budget: got lpips= without the metric's weights, expected --lpips-weights DIR. "
-            "Give the folder, or budget psnr= alone.",
-        )
     files = find_images(options.images, options.limit)
     images = split_images(files, options.crop)
-    if budget.lpips is not None:
+    if order.budget.lpips is not None:
         check_sizes(images)
-    order = _order(options, source.manifest, budget)
+    if source is None:
+        return 0
+    if not order.grid.snrs_db:
+        grid = replace(order.grid, snrs_db=usual_snrs(source.manifest))
+        order = replace(order, grid=grid)
     progress = Progress("jscc calibrate")
     try:
         outcome = calibrate(
@@ -151,18 +142,52 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--report", type=Path, metavar="OUT.md", help="default: beside OUT.jscc, with a plot"
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look at the options and the images only, before the bundle is there",
+    )
     return parser.parse_args(arguments)
 
 
-def _order(options: argparse.Namespace, manifest: Manifest, budget: Budget) -> Order:
+def _reports(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Where the report and its plot go; neither they nor OUT may be there without ``--force``."""
+    report = options.report or options.output.with_suffix(".calibration.md")
+    plot = report.with_suffix(".svg")
+    if report == plot:
+        raise UsageError(
+            "E_CALIBRATE",
+            f"--report: got {report.name!r}, expected a name that does not end in .svg: the plot "
+            "takes it. Write out.md.",
+        )
+    for file in (report, plot):
+        check_destination(file, force=options.force)
+    write.check_destination(options.output, overwrite=options.force)
+    return report, plot
+
+
+def _budget(options: argparse.Namespace) -> Budget:
+    """The budget, after a look at what other options make of it."""
     if options.estimator is not None and options.precision != INT8:
         raise UsageError(
             "E_CALIBRATE",
             f"--ranges: got it with precision {options.precision}, expected {INT8}: nothing else "
             "clips. Leave it out.",
         )
+    budget = parse_budget(options.budget)
+    if budget.lpips is not None and options.lpips_weights is None:
+        raise UsageError(
+            "E_CALIBRATE",
+            "--budget: got lpips= without the metric's weights, expected --lpips-weights DIR. "
+            "Give the folder, or budget psnr= alone.",
+        )
+    return budget
+
+
+def _order(options: argparse.Namespace, budget: Budget) -> Order:
+    """What was asked for; without ``--snr`` its grid has no SNR yet."""
     grid = Grid(
-        snrs_db=options.snr or usual_snrs(manifest),
+        snrs_db=options.snr or (),
         steps=options.steps,
         channel=options.channel,
         seed=options.seed,

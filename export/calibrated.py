@@ -1,7 +1,8 @@
 """Calibrated: an export whose bundle is calibrated at once, as ``--precision int8 --calib DIR``.
 
 Both commands run one after the other, each in a process of its own: what torch took is given back
-before the first image is received, and export and calibration share nothing but the bundle.
+before the first image is received, and export and calibration share nothing but the bundle. What
+the second would refuse is looked at before the first, which takes long.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 INT8, FP8 = "int8", "fp8"
 _OWN = ("--precision", "--calib", "--calib-option", "--output", "-o")  # of this way of exporting
+_TAKEN = ("check", "force", "help", "images", "output", "precision", "single-file")
 _FLAGS = ("--single-file",)  # that concern the last bundle only
 
 
@@ -63,15 +65,18 @@ def is_calibrated(arguments: argparse.Namespace) -> bool:
 
 
 def export_calibrated(argv: Sequence[str], arguments: argparse.Namespace) -> int:
-    """Export in full precision, then calibrate; the exit status of the first that fails.
+    """Look at options and images, export in full precision, then calibrate.
 
     Args:
         argv: The command line.
         arguments: The same, parsed.
 
+    Returns:
+        The exit status of the first that fails.
+
     Raises:
         OutputError: ``E_EXISTS``, the destination is taken.
-        UsageError: ``E_CALIBRATE``, a ``--calib-option`` is no pair.
+        UsageError: ``E_CALIBRATE``, a ``--calib-option`` is no pair, or is set by the export.
     """
     output: Path = arguments.output
     if not output.resolve().parent.is_dir():
@@ -79,7 +84,7 @@ def export_calibrated(argv: Sequence[str], arguments: argparse.Namespace) -> int
             "E_OUTPUT",
             f"{output}: got no folder {output.parent}, expected one that is there. Make it first.",
         )
-    if not any(Path(arguments.calib).glob("*")):  # the export takes long; its images come after it
+    if not any(Path(arguments.calib).glob("*")):
         raise UsageError(
             "E_CALIBRATE",
             f"--calib: got no file in {arguments.calib!r}, expected a folder of images. Name one.",
@@ -100,7 +105,7 @@ def export_calibrated(argv: Sequence[str], arguments: argparse.Namespace) -> int
             *(("--force",) if arguments.force else ()),
             *(("--single-file",) if arguments.single_file else ()),
         ]
-        for command in (first, last):
+        for command in ([*last, "--check"], first, last):
             status = subprocess.run(
                 [sys.executable, "-m", "jscc", *command], check=False
             ).returncode
@@ -115,6 +120,12 @@ def _option(text: str) -> tuple[str, ...]:
         raise UsageError(
             "E_CALIBRATE",
             f"--calib-option: got {text!r}, expected NAME=VALUE, such as limit=12. Correct it.",
+        )
+    if any(taken.startswith(name) for taken in _TAKEN):  # argparse takes what begins a name
+        raise UsageError(
+            "E_CALIBRATE",
+            f"--calib-option: got {name!r}, expected an option of jscc calibrate that the export "
+            "does not set itself. Leave it out.",
         )
     return (f"--{name}", value) if sign else (f"--{name}",)
 

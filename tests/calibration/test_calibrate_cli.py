@@ -169,6 +169,34 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     refused(calibrate(looped, images, tmp_path, *options), said, code, status)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--budget", "lpips=0.01"], "got lpips= without the metric's"),
+        (["--limit", "2"], "--images: got 2, expected 3 or more"),
+        (["--precision", "fp16", "--ranges", "mse"], "--ranges: got it with precision fp16"),
+        (["--precision", "fp16", "--smooth", "0.5"], "--smooth: got it with precision fp16"),
+        (["--precision", "fp8", "--reduce-range"], "--reduce-range: got it with precision fp8"),
+    ],
+)
+def test_what_no_bundle_can_be_calibrated_by_shows_before_there_is_one(
+    images, tmp_path, options, said
+):
+    def check(*more):
+        command = (tmp_path / "later.jscc", "--images", images, "-o", tmp_path / "out/x.jscc")
+        return call(tmp_path, *command, "--check", *more)
+
+    (tmp_path / "out").mkdir()
+    ran = check(*options)
+    assert (ran.status, ran.out) == (2, "")
+    assert said in ran.err
+    ran = check()
+    assert (ran.status, ran.out, ran.err) == (0, "", "")
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "out/x.jscc").write_bytes(b"")
+    assert "[E_EXISTS]" in check().err
+
+
 def test_a_folder_without_images_is_named(looped, tmp_path, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     ran = calibrate(looped, empty, tmp_path)

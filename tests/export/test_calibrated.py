@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +13,6 @@ from PIL import Image
 
 from jscc.export.cli import main
 from jscc.runtime.bundle import Bundle
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def command(checkpoint: Path, target: Path, *more: str) -> list[str]:
@@ -49,13 +49,43 @@ def test_one_command_gives_a_bundle_of_eight_bits(
     request.getfixturevalue("tensorrt_takes")(Bundle.open(target))
 
 
-def test_a_second_command_that_fails_leaves_nothing(
-    codec_checkpoint: Path, pictures: Path, tmp_path: Path, capfd: Any
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "got 2, expected 3 or more"),
+        (("--calib-option", "budget=psnr=much"), "--budget: got 'psnr=much'"),
+        (("--calib-option", "smoth=1"), "--smoth"),
+    ],
+)
+def test_what_the_calibration_refuses_shows_before_the_export(
+    codec_checkpoint: Path, pictures: Path, tmp_path: Path, capfd: Any, options: Any, said: str
 ) -> None:
     (pictures / "2.png").unlink()
+    more = ("--precision", "int8", "--calib", str(pictures), *options)
+    assert main(command(codec_checkpoint, tmp_path / "x.jscc", *more)) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("jscc calibrate: ")
+    assert said in line
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "checkpoint"}
+
+
+@pytest.mark.parametrize("failing", ["export", "calibrate"])
+def test_a_command_that_fails_leaves_nothing(
+    codec_checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: Any, failing: str
+) -> None:
+    ran = []
+
+    def run(line: list[str], *, check: bool) -> SimpleNamespace:
+        name = line[3]
+        ran.append("check" if "--check" in line else name)
+        if name == "export":
+            Path(line[line.index("-o") + 1]).mkdir()
+        return SimpleNamespace(returncode=70 if ran[-1] == failing else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
     more = ("--precision", "int8", "--calib", str(pictures))
-    assert main(command(codec_checkpoint, tmp_path / "x.jscc", *more)) != 0
-    assert "got 2, expected 3 or more" in capfd.readouterr().err
+    assert main(command(codec_checkpoint, tmp_path / "x.jscc", *more)) == 70
+    assert ran == ["check", "export", "calibrate"][: 2 + (failing == "calibrate")]
     assert {path.name for path in tmp_path.iterdir()} == {"pictures", "checkpoint"}
 
 
@@ -66,6 +96,14 @@ def test_a_second_command_that_fails_leaves_nothing(
         (["--calib", "d"], "--precision fp32: got --calib, expected"),
         (["--precision", "int8", "--calib", "nowhere"], "--calib: got no file in 'nowhere'"),
         (["--calib-option", "limit=3"], "--calib-option: got one without --calib"),
+        (
+            ["--precision", "int8", "--calib", ".", "--calib-option=check"],
+            "--calib-option: got 'check', expected an option of jscc calibrate that the export",
+        ),
+        (
+            ["--precision", "int8", "--calib", ".", "--calib-option=out=y.jscc"],
+            "--calib-option: got 'out', expected an option",
+        ),
         (
             ["--precision", "int8", "--calib", ".", "--calib-option", "--limit"],
             "--calib-option: got '--limit', expected NAME=VALUE",
