@@ -84,6 +84,10 @@ class Told(Protocol):
         """Wall time by stage."""
 
     @property
+    def providers(self) -> Mapping[str, str]:
+        """What each stage runs on, by stage."""
+
+    @property
     def fallbacks(self) -> tuple[str, ...]:
         """What was asked for and not done."""
 
@@ -154,11 +158,13 @@ class Loaded:
         receiver: The one.
         load_s: Seconds until it was, with its self-test if it has one.
         described: Of its bundle, for results.
+        named: The engine as records tell it where it ran; empty for peers, which run or fail.
     """
 
     receiver: AnyReceiver
     load_s: float
     described: dict[str, object]
+    named: str
 
 
 @dataclass
@@ -201,23 +207,24 @@ class Loader:
                     "expected bundles of one codec. Compare those in runs of their own.",
                 )
             begun = time.perf_counter()
-            receiver = self._load(contestant, bundle)
+            receiver, named = self._load(contestant, bundle)
             load_s = time.perf_counter() - begun
-            self._known[key] = Loaded(receiver, load_s, describe_bundle(bundle))
+            self._known[key] = Loaded(receiver, load_s, describe_bundle(bundle), named)
             self.warm_up(receiver, contestant)
         return self._known[key]
 
-    def _load(self, contestant: Contestant, bundle: Bundle) -> AnyReceiver:
+    def _load(self, contestant: Contestant, bundle: Bundle) -> tuple[AnyReceiver, str]:
         engine = contestant.engine
         if engine in engine_names.ENGINES:
-            return Receiver(bundle, backend=engines.make_backend(engine, threads=self.threads))
+            ours = engines.make_backend(engine, threads=self.threads)
+            return Receiver(bundle, backend=ours), ours.name
         if engine == DIFFUSERS:
             from jscc.benchmarks.diffusers_receiver import DiffusersReceiver
 
-            return DiffusersReceiver(bundle, self.request(), self.threads)
+            return DiffusersReceiver(bundle, self.request(), self.threads), ""
         from jscc.benchmarks.torch_backend import TorchBackend
 
         backend = TorchBackend.of_bundle(bundle, self.request(), self.threads)
         if engine == COMPILED:
             backend = backend.compiling()
-        return Receiver(bundle, backend=backend)
+        return Receiver(bundle, backend=backend), backend.name

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ class Told:
     backend: str
     steps: int
     times_ms: Mapping[str, float]
+    providers: Mapping[str, str] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
 
 

@@ -36,6 +36,7 @@ from jscc.calibration.collect import Grid, send_all
 from jscc.calibration.images import describe_images, find_images, read_image
 from jscc.calibration.lpips import LPIPS_MIN_SIDE, Lpips, load_lpips
 from jscc.calibration.metrics import MS_SSIM_MIN_SIDE, ms_ssim, psnr_db
+from jscc.runtime.backends.engines import ran_on
 from jscc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from jscc.runtime.bundle import Bundle
 from jscc.runtime.commands.options import decibels, image_size, positive, seed
@@ -90,6 +91,8 @@ class Runs:
     images: list[Image] = field(default_factory=list)
     steps: int = 0
     engine: str = ""
+    named: str = ""
+    providers: Mapping[str, str] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
 
 
@@ -261,7 +264,7 @@ def _receive(
 def _take_turn(
     loaded: Loaded, runs: Runs, contestant: Contestant, heard: Heard, number: int
 ) -> None:
-    runs.load_s, runs.described = loaded.load_s, loaded.described
+    runs.load_s, runs.described, runs.named = loaded.load_s, loaded.described, loaded.named
     wall, cpu = time.perf_counter(), time.process_time()
     image, record = _receive(loaded.receiver, contestant, heard, number)
     runs.wall_s.append(time.perf_counter() - wall)
@@ -269,7 +272,7 @@ def _take_turn(
     runs.stages_ms.append(record.times_ms)
     runs.images.append(image)
     runs.steps, runs.engine = record.steps, record.backend
-    runs.fallbacks = record.fallbacks
+    runs.providers, runs.fallbacks = record.providers, record.fallbacks
 
 
 def _contestants(
@@ -301,7 +304,11 @@ def _contestants(
                 "pairs": pairs,
                 "faster": _ratios(first.wall_s, runs.wall_s),
                 "faster_cpu": _ratios(first.cpu_s, runs.cpu_s),
+                "providers": dict(runs.providers),
                 "fallbacks": list(runs.fallbacks),
+                "asked": contestant.engine,
+                "unused": runs.named not in ("", runs.engine)
+                or not ran_on(contestant.engine, runs.providers.values()),
                 "quality_images": common,
                 "stages_ms": {
                     stage: statistics.median(times[stage] for times in runs.stages_ms)

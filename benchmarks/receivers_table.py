@@ -36,7 +36,7 @@ def table(document: Mapping[str, Any]) -> str:
         rows.append(
             (
                 each["name"],
-                each["engine"] + (" (in part)" if each.get("fallbacks") else ""),
+                each["engine"] + _share(each),
                 str(each["steps"]),
                 f"{faster['median']:.3g} ({faster['min']:.3g}–{faster['max']:.3g})",
                 f"{each['faster_cpu']['median']:.3g}",
@@ -52,6 +52,13 @@ def table(document: Mapping[str, Any]) -> str:
     columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != {_UNKNOWN}]
     header, *lines = zip(*columns, strict=True)
     return markdown_table(header, lines)
+
+
+def _share(contestant: Mapping[str, Any]) -> str:
+    """How much of it its engine did, where that is not all."""
+    if not contestant.get("fallbacks"):
+        return ""
+    return f" ({contestant['asked']} not used)" if contestant.get("unused") else " (in part)"
 
 
 def stages_table(document: Mapping[str, Any]) -> str:

@@ -408,6 +408,12 @@ class Receiver:
         """Engine library and version that receives."""
         return self._backend_name
 
+    @property
+    def where(self) -> str:
+        """`backend`, and what the stages really run on, as ``openvino 2026.1.0 (cpu)``."""
+        providers = ", ".join(sorted(set(self._program.providers.values())))
+        return f"{self._backend_name} ({providers})"
+
     def receive_known(self, bundle: Bundle) -> Pixels:
         """Receive the symbols of the bundle's self-test.
 
@@ -443,7 +449,6 @@ class Receiver:
         test = bundle.manifest.selftest
         if test is None:
             return None
-        providers = ", ".join(sorted(set(self._program.providers.values())))
-        where = f"{self._backend_name} ({providers})"
         expected = bundle.tensor(test.image)
-        return failure_of(lambda: self.receive_known(bundle), expected, test.psnr_floor_db, where)
+        floor = test.psnr_floor_db
+        return failure_of(lambda: self.receive_known(bundle), expected, floor, self.where)

@@ -242,7 +242,7 @@ def _selftest(options: argparse.Namespace) -> Check:
         with engine.load_receiver(
             bundle, names, threads, strict=False, engine=options.engine
         ) as receiver:
-            found = f"verified, self-test passed in {receiver.backend}"
+            found = f"verified, self-test passed in {receiver.where}"
             return Check(name, OK, f"{found}, sha256 {bundle.sha256[:16]}…")
     except JsccError as error:
         return Check(name, FAILED, str(error), "see the line above")

@@ -20,6 +20,7 @@ from jscc.benchmarks import contestants, receivers_memory
 from jscc.benchmarks.contestants import Contestant, Loader, parse_contestant
 from jscc.benchmarks.receivers_table import stages_table
 from jscc.calibration.lpips import LPIPS_FILES
+from jscc.runtime.backends import onnxruntime, openvino
 from jscc.runtime.bundle import Bundle, write_bundle
 
 
@@ -127,6 +128,10 @@ def test_memory_that_cannot_be_measured_is_said(looped, tmp_path, monkeypatch, c
 
 
 def test_memory_that_takes_too_long_is_said(looped, tmp_path, monkeypatch, capsys):
+    never = tmp_path / "python"
+    never.write_text("#!/bin/sh\nexec sleep 3600\n")
+    never.chmod(0o755)
+    monkeypatch.setattr(receivers_memory.sys, "executable", str(never))
     monkeypatch.setattr(receivers_memory, "LIMIT_S", 0.01)
     path = tmp_path / "result.json"
     command = ["bench", "receivers", str(looped.path), "--memory", "--json", str(path)]
@@ -272,6 +277,60 @@ def test_the_modules_in_pytorch_receive_the_same_picture(engine, tmp_path, capsy
     assert main(command) == 2
     assert "ldm.jscc: got the weights 'model.ckpt' (" in capsys.readouterr().err
     request.getfixturevalue("tensorrt_takes")(Bundle.open(path), shapes="64x64")
+
+
+@pytest.mark.parametrize(
+    ("handed_over", "told"),
+    [
+        ({"denoise"}, " (in part)"),
+        ({"condition", "decode", "denoise", "render"}, " (openvino not used)"),
+    ],
+)
+def test_an_engine_that_hands_stages_over_is_told(
+    looped, tmp_path, monkeypatch, capsys, handed_over, told
+):
+    def load(self, stage, *graph):
+        if stage not in handed_over:
+            return real(self, stage, *graph)
+        session = onnxruntime.OnnxRuntimeBackend(threads=1).load(stage, *graph)
+        session.fallbacks, session.provider = (f"stage {stage!r}: x",), "onnxruntime 1 on cpu"
+        return session
+
+    real = openvino.OpenVinoBackend.load
+    monkeypatch.setattr(openvino.OpenVinoBackend, "load", load)
+    pair = (f"{looped.path},steps=1", f"{looped.path},engine=openvino,steps=1")
+    result = measured(tmp_path, *pair, "--size", "32x40", "--turns", 1)
+    first, other = result["contestants"]
+    assert (first["unused"], other["unused"]) == (False, told != " (in part)")
+    assert other["providers"]["denoise"] == "onnxruntime 1 on cpu"
+    assert set(other["fallbacks"]) == {f"stage {stage!r}: x" for stage in handed_over}
+    shown = capsys.readouterr().out
+    assert f"{first['engine']} |" in shown
+    assert f"{other['engine']}{told} |" in shown
+
+
+def test_an_engine_whose_self_test_fails_is_told(shared_bundles, tmp_path, monkeypatch, capsys):
+    class Wrong:
+        """Another session, whose outputs are all zero."""
+
+        def __init__(self, session):
+            self.session = session
+
+        def __getattr__(self, name):
+            return getattr(self.session, name)
+
+        def run(self, arrays):
+            return {name: 0 * array for name, array in self.session.run(arrays).items()}
+
+    real = openvino.OpenVinoBackend.load
+    load = lambda *given: Wrong(real(*given))  # noqa: E731
+    monkeypatch.setattr(openvino.OpenVinoBackend, "load", load)
+    path = shared_bundles["codec"].path
+    pair = (path, f"{path},engine=openvino")
+    _, other = measured(tmp_path, *pair, "--size", "32x40", "--turns", 1)["contestants"]
+    assert other["unused"]
+    assert other["engine"].startswith("onnxruntime ")
+    assert f"{other['engine']} (openvino not used) |" in capsys.readouterr().out
 
 
 def test_time_and_quality_are_drawn(looped, images, tmp_path, capsys):
