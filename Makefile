@@ -16,6 +16,8 @@ IMAGES ?=
 BUNDLES ?= out
 # More options for pytest, e.g. PYTEST="-m 'not slow' -k manifest".
 PYTEST ?=
+# Files are handed out as tests/conftest.py orders them.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
@@ -39,11 +41,11 @@ demo: $(DEMO_READY) $(PHOTOS) $(BUNDLE) ## Send photographs over a simulated rad
 
 .PHONY: test
 test: lint ## Check style, types and layers, then run the tests [PYTEST="-k name"]
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive" $(PYTEST)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not exhaustive" $(PYTEST)
 
 .PHONY: test-all
-test-all: lint ## The same, with the exports that only golden vectors of one more network hold
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+test-all: lint ## The same, with exports that a quicker test makes alike
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
 .PHONY: lint
 lint: $(TEST_READY) ## Check style, types and layers only

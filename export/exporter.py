@@ -92,7 +92,7 @@ def export(system: System, source: WeightSource, order: Order, progress: Progres
             stage_folder = folder / spec.name
             stage_folder.mkdir()
             lowered[spec.name] = lower(spec, stage_folder, sizes, order.precision)
-            release_memory()
+            release_memory(_bytes(lowered[spec.name].files))
         files = share_weights({name: folder / name / f"{name}.onnx" for name in lowered}, folder)
         entries = _store(plan.tensors, folder, files)
         manifest = _manifest(source, order, plan, lowered, entries)
@@ -136,6 +136,10 @@ def _of_one_tile(plan: Plan) -> list[str]:
         if spec.name in guides and not any(split_dim(dim)[0] in SYMBOLS for dim in dims):
             found.append(spec.name)
     return found
+
+
+def _bytes(files: Mapping[str, Path]) -> int:
+    return sum(file.stat().st_size for file in files.values())
 
 
 def _store(
@@ -202,7 +206,7 @@ def _add_selftest(
     steps = _selftest_steps(manifest)
     receiver = Receiver(draft, selftest=False)
     del draft  # the engine has a copy of the weights; two are enough while it loads
-    release_memory()
+    release_memory(_bytes(files))
     received, _ = receiver.receive(
         symbols,
         csi,
@@ -211,7 +215,7 @@ def _add_selftest(
         side={**empty_sides(manifest, image.shape[:2]), **sent},
     )
     del receiver
-    release_memory()
+    release_memory(_bytes(files))
     tensors = dict(manifest.tensors)
     side = {name: f"selftest_side_{name}" for name in sent}
     stored = {side[name]: array for name, array in sent.items()}

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 OPSET = 20
 # A protobuf message ends at 2 GiB; beyond this, weights go to a file of their own.
 EMBEDDED_BYTES = 256 << 20
+# Fewer freed weights are not given back to the system before the next stage.
+RELEASED_BYTES = 64 << 20
 # Constants of up to so many elements are stored once however often a graph makes them anew; weights
 # are larger and no tracer doubles them.
 SHARED_ELEMENTS = 1 << 16
@@ -124,9 +126,10 @@ def lower(spec: StageSpec, folder: Path, sizes: Sizes, precision: str) -> Lowere
     inputs = tuple(sizes.fix(port) for port in spec.inputs)
     outputs = tuple(sizes.fix(port) for port in spec.outputs)
     path = folder / f"{spec.name}.onnx"
+    weights = sum(tensor.nbytes for tensor in module.state_dict().values())
     _write_graph(spec, module, inputs, outputs, sizes, path)
     del module
-    release_memory()
+    release_memory(weights)
     size = compared_size((*spec.inputs, *spec.outputs), proved)
     parity = prove(spec, path, probe, reference, bounds, size)
     entry = StageEntry(
@@ -145,8 +148,13 @@ def _with_planes(sizes: Mapping[str, int], rates: tuple[int, ...]) -> dict[str, 
     return {**sizes, **({"planes": rates[-1]} if rates else {})}
 
 
-def release_memory() -> None:
-    """Give freed weights back to the system: the next stage's are as large."""
+def release_memory(freed: int) -> None:
+    """Give so many bytes of freed weights back to the system: the next stage's are as large.
+
+    For few it does nothing: they are not worth a look through all of torch's objects.
+    """
+    if freed < RELEASED_BYTES:
+        return
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:

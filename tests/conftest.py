@@ -1,9 +1,13 @@
 """Fixtures that every test may use; the bundles themselves are in support/tiny_bundle.py."""
 
+import contextlib
+import functools
 import json
 import logging
+import sys
 
 import pytest
+from hypothesis import settings
 
 import tiny_bundle
 from host_kernels import LaterHost
@@ -11,6 +15,27 @@ from jscc.__main__ import main
 
 # torch logs every step of a trace here at DEBUG, and pytest's capture would make it write them.
 logging.getLogger("torch.__trace").disabled = True
+
+
+# A stall of the machine is no example that fails.
+settings.register_profile("jscc", deadline=None)
+settings.load_profile("jscc")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: of two processes, none is left with a long file at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """Let torch's exporter list its operators once; it reads all their sources for every graph."""
+    if "jscc.export.lower" in sys.modules:
+        with contextlib.suppress(ImportError, AttributeError):  # other versions have other names
+            from torch.onnx._internal.exporter import _registration
+
+            library = _registration.onnxscript_apis
+            library.get_torchlib_ops = functools.cache(library.get_torchlib_ops)
 
 
 @pytest.fixture

@@ -164,6 +164,7 @@ class Pulled(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # a part of the guided step
 def test_vector_jacobian_product_of_the_prior(prior: Any, tmp_path: Path) -> None:
     spec = StageSpec(
         name="vjp",
