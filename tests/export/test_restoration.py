@@ -145,5 +145,5 @@ def test_a_prior_may_have_a_schedule_of_its_own(source: WeightSource) -> None:
     config = {**source.config["prior"], "schedule": {"last": 0.01, "timesteps": 500}}
     prior = prior_of(source, config, "prior.")
     assert prior.schedule == replace(SCHEDULE, last=0.01, timesteps=500)
-    assert (prior.stride, prior.image_size) == (4, 100)
+    assert (prior.stride, prior.image_size) == (2, 100)
     assert prior.build()(torch.zeros(1, 3, 8, 8), torch.tensor([1.0])).shape == (1, 6, 8, 8)

@@ -124,7 +124,7 @@ PRIOR: dict[str, Any] = {
     "family": "adm",
     "model_channels": 32,
     "num_res_blocks": 1,
-    "channel_mult": [1, 1, 1],
+    "channel_mult": [1, 1],
     "attention_resolutions": [],
     "num_head_channels": 16,
     "use_scale_shift_norm": True,

@@ -23,7 +23,7 @@ PRIOR: dict[str, Any] = {
     "family": "adm",
     "model_channels": 16,
     "num_res_blocks": 1,
-    "channel_mult": [1, 1, 1],  # attention stands at the lowest size only
+    "channel_mult": [1, 1],  # attention stands at the lowest size only
     "num_heads": 1,
     "learn_sigma": False,
 }
