@@ -41,22 +41,12 @@ pytestmark = [
 ]
 
 
-def run(
-    checkpoint: Path, config: dict[str, Any], folder: Path, *inputs: Floats, lowered: bool = True
-) -> Floats:
-    """All planes that the network of `checkpoint` returns for x and the timestep.
-
-    Its graph does, or, where it is not to be `lowered`, the network itself, which is quicker: the
-    graph of an ADM is held by test_ddnm_golden.py, too.
-    """
+def run(checkpoint: Path, config: dict[str, Any], folder: Path, *inputs: Floats) -> Floats:
+    """All planes that the network of `checkpoint` returns for x and the timestep."""
     told = folder / "told.yaml"
     told.write_text(json.dumps(config))
     source, _ = gather(SYSTEM, Request((str(checkpoint),), configs=(str(told),)))
     prior = prior_of(source, source.config, "")
-    if not lowered:
-        with torch.no_grad():
-            planes_of: Floats = prior.build().eval()(*map(torch.from_numpy, inputs)).numpy()
-        return planes_of
     planes = int(source.config.get("out_channels", source.config.get("out_ch", 3)))
     shape = ("batch", 3, "height", "width")
     spec = StageSpec(
@@ -83,37 +73,25 @@ def drawn(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "lowered"),
-    [
-        ("ddim_small", {}, True),
-        ("adm_small_mult12", {"num_head_channels": 16}, False),
-        pytest.param(
-            *("adm_small_mult12", {"num_head_channels": 16}, True), marks=pytest.mark.exhaustive
-        ),
-    ],
+    ("name", "config"), [("ddim_small", {}), ("adm_small_mult12", {"num_head_channels": 16})]
 )
-def test_weights_by_a_formula(
-    name: str, config: dict[str, Any], lowered: bool, tmp_path: Path
-) -> None:
+def test_weights_by_a_formula(name: str, config: dict[str, Any], tmp_path: Path) -> None:
     lines = (FORMULA / f"{name}_state_dict_keys.txt").read_text().splitlines()
     rows = [line.split("\t")[:2] for line in lines if line and not line.startswith("#")]
     torch.save({key: drawn(key, ast.literal_eval(shape)) for key, shape in rows}, tmp_path / "x.pt")
     with np.load(FORMULA / "io.npz") as io:
-        inputs = io[f"{name}.x"], io[f"{name}.t"]
-        out = run(tmp_path / "x.pt", config, tmp_path, *inputs, lowered=lowered)
+        out = run(tmp_path / "x.pt", config, tmp_path, io[f"{name}.x"], io[f"{name}.t"])
         expected = io[f"{name}.out"]
     assert out.shape == expected.shape
     assert np.abs(out - expected).max() <= TOLERANCE[FORMULA]
 
 
-@pytest.mark.parametrize("lowered", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-def test_the_new_order_of_attention_and_the_variance(lowered: bool, tmp_path: Path) -> None:
+def test_the_new_order_of_attention_and_the_variance(tmp_path: Path) -> None:
     """The legacy order is lowered for the trajectories of test_ddnm_golden.py."""
     config = json.loads((GUIDED / "config.json").read_text())
     config["use_new_attention_order"] = True
     with np.load(GUIDED / "unet_io.npz") as io:
-        inputs = io["x_t"], io["t"]
-        out = run(GUIDED / "model_fp16.pt", config, tmp_path, *inputs, lowered=lowered)
+        out = run(GUIDED / "model_fp16.pt", config, tmp_path, io["x_t"], io["t"])
         new, legacy = (io[f"out.{order}_attention_order"] for order in ("new", "legacy"))
     assert out.shape == (2, 6, SIDE, SIDE)
     assert np.abs(out - new).max() <= TOLERANCE[GUIDED]
